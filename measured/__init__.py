@@ -1,0 +1,1 @@
+"""Tooling of Measured Answers: pages, notebooks, recordings, claims, and the command line."""

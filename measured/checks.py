@@ -1,0 +1,322 @@
+"""The static check: everything about a page that can be wrong without running it. Needs no torch."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupytext.languages import _JUPYTER_LANGUAGES_LOWER_AND_UPPER
+
+from measured import claims, expression, numbers, project, recording, sources
+from measured import notebook as notebooks
+from measured import page as pages
+from measured.expression import ExpressionError
+from measured.page import VERDICTS, Page, PageError, read_page
+from measured.recording import Recording
+from measured.values import CHART_MIME, TABLE_MIME
+
+# Fences that Jupytext turns into cells which run: magics of shells and other languages.
+MAGIC_FENCES = frozenset(_JUPYTER_LANGUAGES_LOWER_AND_UPPER) - {"python", "Python", "py"}
+ANSWER_WORDS = 75
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing to mend: where, what, how."""
+
+    path: Path
+    line: int
+    what: str
+    mend: str
+
+    def __str__(self) -> str:
+        try:
+            shown = self.path.relative_to(project.root()).as_posix()
+        except ValueError:
+            shown = str(self.path)
+        return f"{shown}:{self.line}: {self.what}\n    mend: {self.mend}"
+
+
+Found = Iterator[tuple[int, str, str]]
+
+
+def check_pages(names: list[str] | None = None) -> list[Problem]:
+    """Problems of these pages; of all pages, loose documents and snippets when none is named."""
+    everything = not names
+    chosen = project.resolve_pages(names)
+    found = [problem for name in chosen for problem in check_page(read_page(name))]
+    found += _duplicate_ids()
+    if everything:
+        for path in _documents():
+            found += check_document(path)
+    for path in _snippets(None if everything else chosen):
+        found += [
+            Problem(
+                path,
+                line,
+                f"naked number “{text}” in a docstring",
+                "leave it out, or put it on the page as a measured value",
+            )
+            for line, text in numbers.naked_in_module(path)
+        ]
+    return found
+
+
+def check_page(page: Page) -> list[Problem]:
+    """Every problem of one executed page and its recordings."""
+    found: list[Problem] = []
+
+    def collect(rule: Callable[[], Found]) -> bool:
+        try:
+            found.extend(Problem(page.path, *each) for each in rule())
+            return True
+        except PageError as error:
+            found.append(Problem(error.path, error.line, error.problem, error.mend))
+            return False
+
+    if not collect(lambda: _fences(page)) or not collect(lambda: _includes(page)):
+        return found
+    collect(lambda: _head(page))
+    collect(lambda: numbers.naked(page))
+    collect(lambda: _comments(page))
+    collect(lambda: _claim_forms(page))
+    collect(lambda: _verdicts(page))
+    if not any(p.what.startswith("fence") or "magic" in p.what for p in found):
+        collect(lambda: _against_recordings(page))
+    return found
+
+
+def check_document(path: Path) -> list[Problem]:
+    """Naked numbers of a document that is not executed: home, README and their like."""
+    page = pages.parse(path.stem, path)
+    found = [Problem(path, *each) for each in numbers.naked(page)]
+    for mark in page.marks:
+        if mark.kind in ("exact", "cited") and (wrong := claims.mark_problem(mark, {}, sources.load())):
+            found.append(Problem(path, mark.line, *wrong))
+        if mark.kind in ("m", "claim"):
+            found.append(
+                Problem(path, mark.line, "a measured number on a page that runs nothing", "put it on a question page")
+            )
+    return found
+
+
+def _documents() -> list[Path]:
+    root = project.root()
+    loose = [p for p in sorted((root / "docs").glob("*.md"))]
+    return loose + [p for p in (root / "README.md", root / "CONTRIBUTING.md") if p.is_file()]
+
+
+def _snippets(names: list[str] | None) -> list[Path]:
+    folder = project.root() / "snippets"
+    if names is None:
+        return [p for topic in project.TOPICS for p in sorted((folder / topic).glob("*.py"))]
+    return [p for n in names if (p := folder / f"{n}.py").is_file()]
+
+
+def _duplicate_ids() -> list[Problem]:
+    every = claims.all_claims()
+    twice = {i for i, n in Counter(c.id for c in every if c.id).items() if n > 1}
+    return [
+        Problem(project.page_path(c.page), c.line, f"claim id {c.id!r} is used twice", "ids are unique across the site")
+        for c in every
+        if c.id in twice
+    ]
+
+
+def _head(page: Page) -> Found:
+    text, attrs = page.heading
+    if not text:
+        yield 1, "no first-level heading", "begin with “# The question? { data-page=… }”"
+    elif attrs.get("data-page") != page.name:
+        yield (
+            1,
+            f"the heading names {attrs.get('data-page')!r}",
+            f'write {{ data-page="{page.name}" }} after the question',
+        )
+    if not page.meta.get("description"):
+        yield 1, "no description in the front matter", "add one sentence for search results"
+    if page.name.endswith("/index"):
+        return
+    if not isinstance(page.meta.get("asked"), int):
+        yield 1, "no `asked` rank in the front matter", "add asked: 1, 2 or 3 (1: nearly every interview)"
+    if not page.answer:
+        yield 1, "no 30-second answer", 'add an admonition: !!! answer "In 30 seconds"'
+        return
+    words = len(re.sub(r"\{[^}]*\}", "", page.answer).split())
+    if words > ANSWER_WORDS:
+        yield 1, f"the 30-second answer has {words} words", f"say it in at most {ANSWER_WORDS}"
+    if not re.search(r"\*\*\{ *\.(?:m|claim|exact|cited)\b", page.answer):
+        yield 1, "the 30-second answer carries no backed number", "give it one number with its condition"
+
+
+def _fences(page: Page) -> Found:
+    for fence in page.fences:
+        if fence.language in MAGIC_FENCES and fence.indent == 0:
+            yield fence.line, f"fence `{fence.language}` would execute as a magic cell", "fence it as `console` or `py`"
+        if fence.language.startswith("{") or (fence.executed and re.search(r"\btags=|\bid=|\bNBVAL", fence.info)):
+            yield (
+                fence.line,
+                f"fence options {fence.info!r} break the page or its checks",
+                "only title= and hl_lines= are used",
+            )
+        for offset, row in enumerate(fence.body.splitlines(), 1):
+            if fence.executed and re.search(r"NBVAL_|raises-exception", row):
+                yield fence.line + offset, "an nbval marker in a page", "remove it: markers are generated"
+
+
+def _includes(page: Page) -> Found:
+    for fence in page.cells:
+        pages.expand(fence.body, page, fence.line)
+    yield from ()
+
+
+def _comments(page: Page) -> Found:
+    for fence in page.cells:
+        for line, text in numbers.naked_in_comments(pages.expand(fence.body, page, fence.line)):
+            yield (
+                fence.line + line,
+                f"naked quantity “{text}” in a comment of a cell",
+                "record it, or say it without a number",
+            )
+
+
+def _claim_forms(page: Page) -> Found:
+    for claim in page.claims:
+        for what, mend in claims.form_problems(claim):
+            yield claim.line, what, mend
+
+
+def _verdicts(page: Page) -> Found:
+    for verdict in page.verdicts:
+        name = f"verdict {verdict.statement or '?'}"
+        if verdict.status not in VERDICTS:
+            yield verdict.line, f"{name}: status {verdict.status!r}", f"use one of {', '.join(VERDICTS)}"
+            continue
+        if not verdict.statement:
+            yield verdict.line, f"{name}: no statement id", 'begin its title with the statement: "S0.4a: …"'
+        known = {c.id: c for c in claims.all_claims()}
+        for _, claim_id in verdict.evidence:
+            if claim_id not in known:
+                yield verdict.line, f"{name}: no claim {claim_id!r}", "link an existing claim: [words](#claim-id)"
+        gated = {label for label, i in verdict.evidence if i in known and known[i].gated}
+        if verdict.status == "holds" and "holds" not in gated:
+            yield verdict.line, f"{name} rests on no gated claim", "add a line “- Holds: [words](#claim-id)”"
+        if verdict.status == "holds-if" and not {"holds", "flips"} <= gated:
+            yield verdict.line, f"{name} needs a gated claim in each regime", "add lines “- Holds: …” and “- Flips: …”"
+        if verdict.status == "refuted" and "opposite" not in gated:
+            yield (
+                verdict.line,
+                f"{name} needs a gated claim of the opposite",
+                "add a line “- Opposite: [words](#claim-id)”",
+            )
+        if verdict.status == "not-measured" and not re.search(r"^[-*] +\**Reason", verdict.body, re.M):
+            yield verdict.line, f"{name} gives no reason", "add a line “- Reason: …”"
+
+
+def _against_recordings(page: Page) -> Found:
+    if not page.cells:
+        return
+    main = recording.primary(page.name)
+    if main is None:
+        yield 1, f"no recording on {project.primary_machine()}", f"run `measured record {page.name}`"
+        return
+    stale = recording.staleness(page, main)
+    if stale:
+        yield 1, f"the recording is of other code: {', '.join(stale)}", f"run `measured record {page.name}`"
+    yield from _recording_whole(page, main)
+    for mark in page.marks:
+        if mark.kind != "claim" and (wrong := claims.mark_problem(mark, main.values, sources.load())):
+            yield mark.line, *wrong
+    yield from _formulas(page, main)
+    applicable = 0
+    for claim in page.claims:
+        outcome = yield from _claim_on(claim, main)
+        applicable += outcome and claim.gated
+        if outcome:
+            for what, mend in claims.margin_problems(claim, main.values):
+                yield claim.line, what, mend
+    if not applicable:
+        yield 1, "no gated claim applies to the primary machine", "gate a count, bytes or an equality"
+    for other in recording.recordings(page.name)[1:]:
+        if not recording.staleness(page, other):
+            for claim in page.claims:
+                if claim.gated:
+                    yield from _claim_on(claim, other)
+
+
+def _claim_on(claim: pages.Claim, have: Recording) -> Generator[tuple[int, str, str], None, bool]:
+    """Problems of a claim on a recording; returns whether it is applicable there."""
+    capabilities = have.about.get("machine", {}).get("capabilities", [])
+    if set(claim.needs.split()) - set(capabilities):
+        return False
+    try:
+        true = claims.holds(claim, have.values)
+    except ExpressionError as error:
+        yield claim.line, f"claim {claim.id}: {error} ({have.machine})", "record that value, or correct the name"
+        return True
+    if not true and claim.value_class != "H":
+        shown = ", ".join(f"{n} = {have.values[n]:.6g}" for n in sorted(expression.names(claim.check)))
+        yield claim.line, f"claim {claim.id} fails on {have.machine}: {claim.check}, but {shown}", "correct the claim"
+    return True
+
+
+def _recording_whole(page: Page, have: Recording) -> Found:
+    """A recording's outputs and generated cells are those that were recorded."""
+    redo = f"run `measured record --force {page.name}`"
+    book = have.notebook
+    if have.about.get("outputs_sha256") != recording.outputs_digest(book):
+        yield 1, f"{have.machine}: an output of the recording was edited", redo
+    if not recording.checks_current(page, have):
+        yield 1, f"{have.machine}: its check cells are not those of this page", redo
+    if not book.cells or not notebooks.is_setup(book.cells[0].source):
+        yield 1, f"{have.machine}: the set-up cell was edited", redo
+    for cell in book.cells:
+        about = cell.metadata.get("measured", {})
+        if "check" not in about:
+            continue
+        printed = "".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout")
+        if not re.fullmatch(rf"{about['check']} {re.escape(about['name'])}( .*)?\n", printed):
+            yield 1, f"{have.machine}: the check of {about['check']} {about['name']} has no output of its own", redo
+        exact = about["check"] == "value" and about["class"] == "D"
+        if exact and printed != f"value {about['name']} = {have.values.get(about['name'])}\n":
+            yield 1, f"{have.machine}: the check of {about['name']} prints another number", redo
+    for bundle in notebooks.bundles(book, CHART_MIME):
+        columns = have.series.get(bundle["series"], {})
+        if any(columns.get(name) != data for name, data in bundle["data"].items()):
+            yield 1, f"{have.machine}: a chart does not show the recorded series {bundle['series']!r}", redo
+        for text in (bundle["title"], bundle["x_title"], bundle["y_title"]):
+            for found in numbers.quantities(text):
+                yield 1, f"naked number “{found}” in the chart title “{text}”", "say it without a number"
+    for bundle in notebooks.bundles(book, TABLE_MIME):
+        for text in (bundle["caption"], *[heading for _, heading in bundle["columns"]]):
+            for found in numbers.quantities(text):
+                yield 1, f"naked number “{found}” in the table's “{text}”", "say it without a number"
+
+
+def _formulas(page: Page, have: Recording) -> Found:
+    for fence in page.fences:
+        if fence.language != "math":
+            continue
+        check = fence.options.get("check", "")
+        numerals = [float(n) for n in numbers.formula_numerals(fence)]
+        if not check:
+            if numerals:
+                yield (
+                    fence.line,
+                    "numerals in a formula that nothing evaluates",
+                    '```math check="value == 2 * layers_count"',
+                )
+            continue
+        try:
+            true = expression.evaluate(check, have.values)
+        except ExpressionError as error:
+            yield fence.line, f"the formula's check: {error}", "name recorded values"
+            continue
+        if not true:
+            yield fence.line, f"the formula is not what was recorded: {check}", "correct the formula or its check"
+        for number in numerals:
+            if number not in [float(n) for n in expression.literals(check)]:
+                yield fence.line, f"the formula's {number:g} is not in its check", "evaluate what is shown"

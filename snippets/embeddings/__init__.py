@@ -1,0 +1,1 @@
+"""Embeddings: how token ids become vectors, and what the vectors are."""

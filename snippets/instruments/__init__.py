@@ -1,0 +1,1 @@
+"""What the snippets measure with: clock, device, memory and units. Knows nothing of language models."""
