@@ -156,7 +156,7 @@ def _fences(page: Page) -> Found:
     for fence in page.fences:
         if fence.language in MAGIC_FENCES and fence.indent == 0:
             yield fence.line, f"fence `{fence.language}` would execute as a magic cell", "fence it as `console` or `py`"
-        if fence.language.startswith("{") or (fence.executed and re.search(r"\btags=|\bid=|\bNBVAL", fence.info)):
+        if fence.info.startswith("{") or (fence.executed and re.search(r"\btags=|\bid=|\bNBVAL", fence.info)):
             yield (
                 fence.line,
                 f"fence options {fence.info!r} break the page or its checks",
@@ -197,11 +197,11 @@ def _verdicts(page: Page) -> Found:
             continue
         if not verdict.statement:
             yield verdict.line, f"{name}: no statement id", 'begin its title with the statement: "S0.4a: …"'
-        known = {c.id: c for c in claims.all_claims()}
-        for _, claim_id in verdict.evidence:
-            if claim_id not in known:
+        known = {claim_id: claims.find(claim_id) for _, claim_id in verdict.evidence}
+        for claim_id, claim in known.items():
+            if claim is None:
                 yield verdict.line, f"{name}: no claim {claim_id!r}", "link an existing claim: [words](#claim-id)"
-        gated = {label for label, i in verdict.evidence if i in known and known[i].gated}
+        gated = {label for label, i in verdict.evidence if (c := known[i]) and c.gated}
         if verdict.status == "holds" and "holds" not in gated:
             yield verdict.line, f"{name} rests on no gated claim", "add a line “- Holds: [words](#claim-id)”"
         if verdict.status == "holds-if" and not {"holds", "flips"} <= gated:
@@ -233,6 +233,8 @@ def _against_recordings(page: Page) -> Found:
     yield from _formulas(page, main)
     applicable = 0
     for claim in page.claims:
+        for what, mend in claims.class_problems(claim, main.classes):
+            yield claim.line, what, mend
         outcome = yield from _claim_on(claim, main)
         applicable += outcome and claim.gated
         if outcome:
@@ -241,6 +243,7 @@ def _against_recordings(page: Page) -> Found:
     if not applicable:
         yield 1, "no gated claim applies to the primary machine", "gate a count, bytes or an equality"
     for other in recording.recordings(page.name)[1:]:
+        yield from _outputs_whole(page, other)
         if not recording.staleness(page, other):
             for claim in page.claims:
                 if claim.gated:
@@ -267,15 +270,17 @@ def _recording_whole(page: Page, have: Recording) -> Found:
     """A recording's outputs and generated cells are those that were recorded."""
     redo = f"run `measured record --force {page.name}`"
     book = have.notebook
-    if have.about.get("outputs_sha256") != recording.outputs_digest(book):
-        yield 1, f"{have.machine}: an output of the recording was edited", redo
+    yield from _outputs_whole(page, have)
     if not recording.checks_current(page, have):
         yield 1, f"{have.machine}: its check cells are not those of this page", redo
-    if not book.cells or not notebooks.is_setup(book.cells[0].source):
+    setups = [i for i, c in enumerate(book.cells) if "setup" in c.metadata.get("measured", {})]
+    if setups != [0] or not notebooks.is_setup(book.cells[0].source):
         yield 1, f"{have.machine}: the set-up cell was edited", redo
+    if any(c.metadata.get("tags") for c in book.cells):
+        yield 1, f"{have.machine}: a cell carries tags, which nbval obeys", redo
     for cell in book.cells:
         about = cell.metadata.get("measured", {})
-        if "check" not in about:
+        if "check" not in about or cell.cell_type != "code":
             continue
         printed = "".join(o.get("text", "") for o in cell.outputs if o.get("name") == "stdout")
         if not re.fullmatch(rf"{about['check']} {re.escape(about['name'])}( .*)?\n", printed):
@@ -283,6 +288,14 @@ def _recording_whole(page: Page, have: Recording) -> Found:
         exact = about["check"] == "value" and about["class"] == "D"
         if exact and printed != f"value {about['name']} = {have.values.get(about['name'])}\n":
             yield 1, f"{have.machine}: the check of {about['name']} prints another number", redo
+
+
+def _outputs_whole(page: Page, have: Recording) -> Found:
+    """What a recording shows is what was recorded, and says no number of its own."""
+    redo = f"run `measured record --force {page.name} --machine {have.machine}`"
+    book = have.notebook
+    if have.about.get("outputs_sha256") != recording.outputs_digest(book):
+        yield 1, f"{have.machine}: an output of the recording was edited", redo
     for bundle in notebooks.bundles(book, CHART_MIME):
         columns = have.series.get(bundle["series"], {})
         if any(columns.get(name) != data for name, data in bundle["data"].items()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from functools import cache
+from pathlib import Path
 
 from measured import expression, project
 from measured.expression import ExpressionError
@@ -37,6 +37,8 @@ WORD_VALUES = {
     "nine": 9,
     "ten": 10,
 }
+# Classes of value that a claim of each class may rest on.
+RESTS_ON = {"D": "D", "T": "DT", "R": "DTR"}
 _TIGHTER = {"no more than": ">", "no less than": "<"}
 
 
@@ -67,6 +69,8 @@ def form_problems(claim: Claim) -> Iterator[tuple[str, str]]:
         yield f"claim {claim.id}: {claim.check!r} names no recorded value", "compare a recorded value"
     if claim.value_class == "D" and set(operators) != {"=="}:
         yield f"claim {claim.id}: class D with {' '.join(operators)}", "a D claim is an equality: use =="
+    if any(len(set(sides)) < len(sides) for sides in expression.comparisons(claim.check)):
+        yield f"claim {claim.id}: {claim.check!r} compares something with itself", "compare two independent ways"
     if claim.value_class == "T" and not claim.tolerance:
         yield f"claim {claim.id}: class T without a tolerance", 'say where it comes from: data-tolerance="…"'
     if claim.value_class in ("T", "R") and "==" in operators:
@@ -99,6 +103,20 @@ def _null_problems(claim: Claim) -> Iterator[tuple[str, str]]:
                     f"claim {claim.id}: bound {bound} is not {BOUND_BEYOND_NULL}× under the null {claim.null}",
                     "lower the bound, or pair it with a positive control: … and control_ratio >= …",
                 )
+
+
+def class_problems(claim: Claim, classes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Whether a claim rests on values that are as firm as it says: a time is no T value, an H value backs no gate."""
+    try:
+        named = sorted(expression.names(claim.check) & classes.keys())
+    except ExpressionError:
+        return
+    for name in named:
+        if classes[name] not in RESTS_ON.get(claim.value_class, "DTRH"):
+            yield (
+                f"claim {claim.id}: class {claim.value_class} on {name}, which is recorded as {classes[name]}",
+                "give the claim the value's class, or record the value as what it is",
+            )
 
 
 def margin_problems(claim: Claim, values: Mapping[str, float]) -> Iterator[tuple[str, str]]:
@@ -167,6 +185,10 @@ def quantity_problems(claim: Claim) -> Iterator[tuple[str, str]]:
                 "make words and check the same number",
             )
         stated.update(matches)
+    for word in re.findall(rf"\b(?:{'|'.join(WORD_VALUES)})\b", claim.text.lower()):
+        if not any(_equal(WORD_VALUES[word], n) for n in literals):
+            yield f"claim {claim.id} says “{word}”, its check {claim.check!r} does not", "check it, or say it otherwise"
+        stated.add(WORD_VALUES[word])
     for part in _conjuncts(claim.check):
         found = expression.bound(part)
         # Zero is said in words ("equal", "none"); every other bound is a number that the reader must see.
@@ -244,11 +266,17 @@ def all_claims(names: list[str] | None = None) -> list[Claim]:
     return [c for name in names or project.page_names() for c in read_page(name).claims]
 
 
-@cache
-def _owner(_key: tuple[str, ...]) -> dict[str, str]:
-    return {c.id: c.page for c in all_claims()}
+_pages: dict[Path, dict[str, str]] = {}
 
 
-def owner_of(claim_id: str) -> str | None:
-    """The page that states a claim."""
-    return _owner(tuple(project.page_names())).get(claim_id)
+def find(claim_id: str) -> Claim | None:
+    """The claim of that id, on whichever page states it; all pages are read only where the last answer is stale."""
+    root = project.root()
+    for _ in range(2):
+        page = _pages.get(root, {}).get(claim_id)
+        if page in project.page_names():
+            found = next((c for c in read_page(page).claims if c.id == claim_id), None)
+            if found:
+                return found
+        _pages[root] = {c.id: c.page for c in all_claims()}
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 import time
@@ -87,11 +88,18 @@ def record(
         int | None, typer.Option(min=1, help="Threads of a machine recorded for the first time.")
     ] = None,
     label: Annotated[str | None, typer.Option(help="How the site names a new machine.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Hub id or path of a model of SmolLM2-135M's shape, such as the unquantized one.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Record fresh pages again too.")] = False,
 ) -> None:
     """Run pages on this machine and keep what they showed; only stale ones unless forced."""
     from measured import recorder
 
+    if model and machine in (None, project.primary_machine()):
+        raise recorder.RecordError("--model needs --machine NAME: the primary recordings are of the packaged model")
+    if model:
+        os.environ["MEASURED_MODEL"] = model
     names = project.resolve_pages(page)
     here = recorder.machine_for(machine or project.primary_machine(), threads, label)
     stale = recorder.stale_pages(names, here.name)

@@ -80,6 +80,10 @@ def evaluate(text: str, values: Mapping[str, Number]) -> Number | bool:
         return _evaluate(parse(text), values)
     except ZeroDivisionError:
         raise ExpressionError(f"{text!r} divides by zero") from None
+    except ExpressionError:
+        raise
+    except (ArithmeticError, TypeError, ValueError) as error:
+        raise ExpressionError(f"cannot compute {text!r}: {error}") from None
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Number]) -> Number | bool:
@@ -118,6 +122,15 @@ def literals(text: str) -> list[Number]:
 def operators(text: str) -> list[str]:
     """Comparison operators of an expression, in order."""
     return [_COMPARE[type(op)][0] for n in ast.walk(parse(text)) if isinstance(n, ast.Compare) for op in n.ops]
+
+
+def comparisons(text: str) -> list[list[str]]:
+    """The sides of every comparison in an expression, as they would be written again."""
+    return [
+        [ast.unparse(side) for side in (n.left, *n.comparators)]
+        for n in ast.walk(parse(text))
+        if isinstance(n, ast.Compare)
+    ]
 
 
 def bound(text: str) -> tuple[str, str, Number] | None:

@@ -28,6 +28,7 @@ if importlib.util.find_spec("measured") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "{requirement}"], check=True)
     importlib.invalidate_caches()
     subprocess.run([sys.executable, "-m", "measured", "models"], check=True)"""
+_SITE_LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?:#[\w-]+|[\w./-]*\.md(?:#[\w-]+)?)\)")
 _BLOCK = re.compile(r'^(?P<mark>!!!|\?\?\?\+?|===[+!]*) *(?P<types>[\w -]*?) *(?:"(?P<title>.*)")? *$')
 
 
@@ -49,7 +50,8 @@ def to_notebook(page: Page) -> NotebookNode:
         PageError: An include's file or section is missing, or a fence would become a magic cell.
     """
     fences = iter(page.cells)
-    cells = [_cell(page, "setup", 0, nbformat.v4.new_code_cell(setup_source()), {"setup": True})]
+    about_page = {"setup": True, "front_matter": page.front_matter}
+    cells = [_cell(page, "setup", 0, nbformat.v4.new_code_cell(setup_source()), about_page)]
     for number, cell in enumerate(jupytext.reads(page.source, fmt="md").cells):
         if cell.cell_type == "raw":
             continue
@@ -58,12 +60,17 @@ def to_notebook(page: Page) -> NotebookNode:
             if fence is None or cell.source.lstrip().startswith("%%"):
                 first = cell.source.splitlines()[0] if cell.source else "a cell"
                 raise PageError(page.path, 1, f"{first!r} would run as a magic cell", "fence it as `console` or `py`")
+            if cell.source.strip() != fence.body.strip():
+                raise PageError(page.path, fence.line, "Jupytext reads other code here", "open and close it with ```")
             code = pages.expand(fence.body, page, fence.line)
             fresh = nbformat.v4.new_code_cell(code)
-            kept = {"fence": fence.info, "source": fence.body}
+            kept: dict[str, Any] = {"fence": fence.info, "source": fence.body}
         else:
             fresh, kept = nbformat.v4.new_markdown_cell(plain(cell.source)), {"source": cell.source}
+        kept["gap"] = cell.metadata.get("lines_to_next_cell", 1)
         cells.append(_cell(page, cell.cell_type, number, fresh, kept))
+    if left := next(fences, None):
+        raise PageError(page.path, left.line, "Jupytext makes no cell of this fence", "open and close it with ```")
     about: dict[str, Any] = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
@@ -71,25 +78,23 @@ def to_notebook(page: Page) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=cells, metadata=about)
 
 
-def to_page(notebook: NotebookNode, front_matter: str = "") -> str:
-    """The Markdown that a notebook came from; cells changed since are taken as they now read.
-
-    Args:
-        notebook: Made by `to_notebook`, perhaps edited or executed.
-        front_matter: The page's front matter, which notebooks do not carry.
-    """
-    parts = []
+def to_page(notebook: NotebookNode) -> str:
+    """The Markdown that a notebook made by `to_notebook` came from; cells changed since are taken as they now read."""
+    text, front_matter, gap = "", "", 0
     for cell in notebook.cells:
         kept = cell.metadata.get("measured", {})
         if kept.get("setup") or kept.get("check"):
+            front_matter = front_matter or kept.get("front_matter", "")
             continue
         if cell.cell_type == "code":
             same = kept and _expanded(kept["source"]) == cell.source
             body = kept["source"] if same else cell.source
-            parts.append(f"```{kept.get('fence', 'python')}\n{body}\n```")
+            part = f"```{kept.get('fence', 'python')}\n{body}\n```\n"
         else:
-            parts.append(kept["source"] if kept and plain(kept["source"]) == cell.source else cell.source)
-    return front_matter + "\n\n".join(parts) + "\n"
+            part = (kept["source"] if kept and plain(kept["source"]) == cell.source else cell.source) + "\n"
+        text += "\n" * gap + part
+        gap = kept.get("gap", 1)
+    return front_matter + text
 
 
 def code_sources(notebook: NotebookNode) -> list[str]:
@@ -185,6 +190,8 @@ def plain(markdown: str) -> str:
 
 
 def _without_attributes(line: str) -> str:
+    # Anchors and other pages exist on the site alone.
+    line = _SITE_LINK.sub(r"\1", line)
     return re.sub(r" *\{ *[.#:\w][^{}\n]*\}(?=\s|$|[.,;:!?)|*])", "", line) if "{" in line and "$" not in line else line
 
 

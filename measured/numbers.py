@@ -32,6 +32,8 @@ def naked(page: Page) -> Iterator[tuple[int, str, str]]:
         for found in quantities(strip_marks(text)):
             yield line, f"naked number “{found}”", mend
     for fence in page.fences:
+        for found in quantities(fence.options.get("title", "")):
+            yield fence.line, f"naked number “{found}” in a fence's title", "say it without a number"
         if fence.language in ("text", ""):
             for offset, row in enumerate(fence.body.splitlines(), 1):
                 for found in quantities(row):
@@ -72,16 +74,21 @@ def strip_marks(text: str) -> str:
         return " " if set(attributes(match["attrs"]).get("class", "").split()) & set(MARK_KINDS) else match[0]
 
     text = _MARKED.sub(marked, text)
-    text = re.sub(r"\{ *[.#:\w][^{}\n]*\}", " ", text)
+    text = re.sub(r"\{:? *(?:[.#][\w-]+|[\w-]+=(?:\"[^\"]*\"|[^\s{}\"]+))[^{}\n]*\}", " ", text)
     text = re.sub(r"(`+)(.+?)\1", _code, text)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r" \1 ", text)
     text = re.sub(r"!?\[([^\]]*)\]\[[^\]]*\]", r" \1 ", text)
-    text = re.sub(r"^\[[^\]]+\]:.*$|<https?://[^>]*>|https?://\S+|\[\^[^\]]+\]:?", " ", text)
-    text = re.sub(r"<[^>]*?(?:(?:alt|title|aria-label)=\"([^\"]*)\")?[^>]*>", lambda m: f" {m[1] or ''} ", text)
+    text = re.sub(r"^\[(?!\^)[^\]]+\]:.*$|<https?://[^>]*>|https?://\S+|\[\^[^\]]+\]:?", " ", text)
+    text = re.sub(r"</?[a-zA-Z][^>]*>", _told, text)
     text = re.sub(r"&#?\w+;", " ", text)
-    text = re.sub(r"\b(?:Python|CC BY) \d+(?:\.\d+)*", " ", text)  # Versions are names.
+    text = re.sub(r"\b(?:Python |CC BY |arXiv:)\d+(?:\.\d+)*", " ", text)  # Versions are names.
     text = re.sub(r"^\s*\d+[.)]\s", " ", text)
     return _DISPLAY_MATH.sub(lambda m: f" {_bare_math(m[0])} ", text)
+
+
+def _told(match: re.Match[str]) -> str:
+    """What an HTML tag says to a reader."""
+    return " ".join(["", *re.findall(r"\b(?:alt|title|aria-label)=\"([^\"]*)\"", match[0]), ""])
 
 
 def _code(match: re.Match[str]) -> str:
@@ -92,8 +99,9 @@ def _code(match: re.Match[str]) -> str:
 
 
 def _bare_math(text: str) -> str:
-    """A formula's numerals: indices and exponents are notation, words in it are names."""
-    text = re.sub(r"\\(?:text|mathrm|operatorname|mathit)\{[^}]*\}", " ", text)
+    """A formula's numerals: indices and exponents are notation, words in it are names, their numbers are not."""
+    words = r"\\(?:text\w*|mathrm|operatorname|mathit)\{([^}]*)\}"
+    text = re.sub(words, lambda m: " ".join(["", *quantities(m[1]), ""]), text)
     text = re.sub(r"[_^](?:\{[^{}]*\}|\\?\w)", " ", text)
     return re.sub(r"\\[a-zA-Z]+|[^\d.,\s]", " ", text)
 

@@ -122,6 +122,14 @@ class Page:
         return yaml.safe_load(self.source[4 : self.source.index("\n---", 4)]) or {} if self._meta_lines else {}
 
     @cached_property
+    def front_matter(self) -> str:
+        """The front matter as it stands, with the empty lines that follow it."""
+        at = self._meta_lines
+        while 0 < at < len(self.lines) and not self.lines[at].strip():
+            at += 1
+        return "".join(f"{row}\n" for row in self.lines[:at])
+
+    @cached_property
     def _meta_lines(self) -> int:
         if not self.source.startswith("---\n"):
             return 0

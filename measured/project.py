@@ -14,10 +14,10 @@ TOPICS = ("quantization", "kv_cache", "embeddings", "throughput")
 class UnknownNameError(ValueError):
     """A page, topic or machine that does not exist; the message names the nearest that do."""
 
-    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+    def __init__(self, kind: str, name: str, known: list[str], mend: str = "") -> None:
         near = difflib.get_close_matches(name, known, n=3, cutoff=0.3) or sorted(known)[:5]
         hint = f"; nearest: {', '.join(near)}" if near else f"; there is no {kind} yet"
-        super().__init__(f"no {kind} {name!r}{hint}")
+        super().__init__(f"no {kind} {name!r}{hint}{mend}")
 
 
 def root() -> Path:
@@ -60,11 +60,19 @@ def primary_machine() -> str:
 
 def page_names() -> list[str]:
     """Every executed page as `topic/slug`; topic pages first in each topic."""
+    docs = root() / "docs"
+    changed = tuple(f.stat().st_mtime_ns if (f := docs / topic).is_dir() else 0 for topic in TOPICS)
+    return list(_page_names(docs, changed))
+
+
+@cache
+def _page_names(docs: Path, _changed: tuple[int, ...]) -> tuple[str, ...]:
+    """Read again only when a topic's folder has changed: every page asks, and a site may have very many."""
     names = []
     for topic in TOPICS:
-        paths = sorted((root() / "docs" / topic).glob("*.md"), key=lambda p: (p.stem != "index", p.stem))
+        paths = sorted((docs / topic).glob("*.md"), key=lambda p: (p.stem != "index", p.stem))
         names += [f"{topic}/{path.stem}" for path in paths]
-    return names
+    return tuple(names)
 
 
 def question_names(topic: str | None = None) -> list[str]:

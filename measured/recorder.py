@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import difflib
 import json
 import os
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -75,6 +77,8 @@ def machine_for(name: str, threads: int | None, label: str | None) -> Machine:
         if threads not in (None, entry["threads"]):
             raise RecordError(f"machine {name!r} records on {entry['threads']} threads; use another name for {threads}")
         return Machine(name, entry["label"], entry["threads"])
+    if label is None and threads is None and difflib.get_close_matches(name, known, cutoff=0.8):
+        raise project.UnknownNameError("machine", name, list(known), "; to enter a new machine, give its --label")
     threads = threads or int(here["threads"])
     noun = "thread" if threads == 1 else "threads"
     label = label or (f"{here['name']}, {threads} {noun}" if here["kind"] == "cpu" else str(here["name"]))
@@ -136,11 +140,9 @@ def record_page(name: str, machine: Machine, progress: Callable[[int, int], None
         resources={"metadata": {"path": str(folder)}},
     )
     kernel = client.create_kernel_manager()
-    if os.name == "posix":
-        kernel.transport = "ipc"  # A socket file that no other user can reach, where TCP is open to all of them.
     started = time.monotonic()
     try:
-        with client.setup_kernel(env=kernel_environment(machine.threads)):
+        with _sockets(kernel), client.setup_kernel(env=kernel_environment(machine.threads)):
             for index, cell in enumerate(list(notebook.cells)):
                 progress(index, count)
                 if cell.cell_type == "code":
@@ -162,6 +164,15 @@ def record_page(name: str, machine: Machine, progress: Callable[[int, int], None
     path = recordings.path_of(name, machine.name)
     project.write_atomically(path, nbformat.writes(notebook) + "\n")
     return seconds
+
+
+@contextmanager
+def _sockets(kernel: Any) -> Iterator[None]:
+    """Socket files in a folder that no other user can enter, where TCP is open to all of them."""
+    with tempfile.TemporaryDirectory(prefix="measured-") as folder:
+        if os.name == "posix":
+            kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"
+        yield
 
 
 def kernel_environment(threads: int) -> dict[str, str]:

@@ -17,6 +17,7 @@ import nbformat
 from nbformat import NotebookNode
 
 from measured import notebook as notebooks
+from measured import page as pages
 from measured import project
 from measured.page import Page
 from measured.values import SERIES_MIME
@@ -108,15 +109,16 @@ def staleness(page: Page, recording: Recording) -> list[str]:
         PageError: An include of the page is missing.
     """
     about, reasons = recording.about, []
-    if notebooks.code_sources(notebooks.to_notebook(page)) != notebooks.code_sources(recording.notebook):
+    cells = [pages.expand(f.body, page, f.line) for f in page.cells]
+    if cells != notebooks.code_sources(recording.notebook):
         reasons.append("the page's code cells")
     for relative, digest in about.get("modules", {}).items():
         path = project.root() / relative
-        if not path.is_file() or code_digest(path.read_text(encoding="utf-8")) != digest:
+        if not path.is_file() or _digest_of(path, path.stat().st_mtime_ns) != digest:
             reasons.append(relative)
     # Hashes of packaged models are code of their loaders, so they count above; a reader's own model has none.
     reasons += [f"another {label}" for label in about.get("model_files", {}) if label.startswith("model ")]
-    if not _torch_admitted(about.get("versions", {}).get("torch", "")):
+    if not _torch_admitted(project.root(), about.get("versions", {}).get("torch", "")):
         reasons.append(f"torch {about.get('versions', {}).get('torch', 'unknown')}")
     return reasons
 
@@ -124,8 +126,16 @@ def staleness(page: Page, recording: Recording) -> list[str]:
 def checks_current(page: Page, have: Recording) -> bool:
     """Whether a recording's generated check cells are those that the page asks for today."""
     wanted = notebooks.check_cells(page, have.notebook, str(have.about.get("machine", {}).get("class", "")))
-    present = [c.source for c in have.notebook.cells if "check" in c.metadata.get("measured", {})]
-    return [c.source for c in wanted] == present
+    present = [c for c in have.notebook.cells if "check" in c.metadata.get("measured", {})]
+    # What a cell is and which class it counts for decide what nbval does with it, as much as its code.
+    return [(c.cell_type, c.source, c.metadata["measured"]) for c in wanted] == [
+        (c.cell_type, c.source, c.metadata["measured"]) for c in present
+    ]
+
+
+@cache
+def _digest_of(path: Path, _mtime: int) -> str:
+    return code_digest(path.read_text(encoding="utf-8"))
 
 
 def code_digest(source: str) -> str:
@@ -146,10 +156,17 @@ def code_digest(source: str) -> str:
                 and isinstance(first.value, ast.Constant)
                 and isinstance(first.value.value, str)
             ):
-                for row in range(first.lineno - 1, first.end_lineno or first.lineno):
-                    lines[row] = ""
+                _blank(lines, first)
     kept = [line.rstrip() for line in lines if line.strip()]
     return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+
+
+def _blank(lines: list[str], docstring: ast.Expr) -> None:
+    """Take a docstring out of the lines it stands on, and nothing else that stands there."""
+    first, last = docstring.lineno - 1, (docstring.end_lineno or docstring.lineno) - 1
+    before = lines[first].encode()[: docstring.col_offset].decode()
+    after = lines[last].encode()[docstring.end_col_offset or 0 :].decode()
+    lines[first : last + 1] = [before + after, *[""] * (last - first)]
 
 
 def outputs_digest(notebook: NotebookNode) -> str:
@@ -159,11 +176,11 @@ def outputs_digest(notebook: NotebookNode) -> str:
 
 
 @cache
-def _torch_admitted(version: str) -> bool:
+def _torch_admitted(folder: Path, version: str) -> bool:
     """Whether pyproject.toml's range for torch admits the version that a recording was made with."""
     from packaging.requirements import Requirement
 
-    for line in project.metadata(project.root())["optional-dependencies"]["run"]:
+    for line in project.metadata(folder)["optional-dependencies"]["run"]:
         requirement = Requirement(line)
         if requirement.name == "torch":
             return bool(version) and requirement.specifier.contains(version.split("+")[0])

@@ -73,6 +73,7 @@ def rerun_pages(names: list[str], say: Callable[[str], None]) -> tuple[list[Reru
                 first = {what: message for what, _, message in run.failures}
                 run = run_again(name, have.path)
                 say(f"  second run, R alone had failed ({'; '.join(first.values())}): {_line(run).strip()}")
+                say(f"  values of the second run: {_values(run, list(first))}")
             runs.append(run)
             wrong += [f"{name}: {what}: {message}" for what, _, message in run.failures]
             if not run.cells:
@@ -145,6 +146,19 @@ def _message(problem: ElementTree.Element) -> str:
     lines = [row.strip() for row in ((problem.get("message") or "") + "\n" + (problem.text or "")).splitlines()]
     telling = [row for row in lines if "Error:" in row or "ClaimFailed" in row or "mismatch" in row.lower()]
     return (telling or [row for row in lines if row] or ["failed"])[-1][:300]
+
+
+def _values(run: Rerun, failed: list[str]) -> str:
+    """What a run measured for the claims and values that an earlier run of it failed."""
+    names = {what.split()[-1] for what in failed}
+    found = {
+        name: value
+        for status in run.statuses
+        for name, value in status["values"].items()
+        if status["claim"] in names or name in names
+    }
+    again = [message for what, _, message in run.failures if what in failed]
+    return "; ".join([f"{name} = {value:.4g}" for name, value in found.items() if value is not None] + again)
 
 
 def _line(run: Rerun) -> str:

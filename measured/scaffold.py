@@ -34,6 +34,8 @@ TODO the derivation by hand.
 ## Measured
 
 ```python
+from measured.values import record
+
 --8<-- "snippets/{topic}/{slug}.py:imports"
 ```
 
@@ -74,8 +76,6 @@ from __future__ import annotations
 # --8<-- [start:imports]
 import torch
 
-from measured.values import record, report
-
 # --8<-- [end:imports]
 
 
@@ -90,6 +90,8 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
 
 
 if __name__ == "__main__":
+    from measured.values import report
+
     report("{topic}/{slug}", measure())
 '''
 _TEST = '''\

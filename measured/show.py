@@ -52,17 +52,16 @@ def show_recorded(page: Page, found: Sequence[Recording]) -> str:
             f"<code>measured record {page.name}</code>.</p></aside>"
         )
     rows = []
-    depth = "../" * (page.name.count("/") + (0 if page.name.endswith("/index") else 1))
     for each in found:
         about = each.about
         versions = about.get("versions", {})
         stale = ' <strong class="ma-stale">measured with earlier code</strong>' if staleness(page, each) else ""
-        book = f"{depth}notebooks/{each.machine}/{page.name}"
+        book = f"../notebooks/{each.machine}/{page.name}.ipynb"
         rows.append(
             f"<li>{html.escape(each.label)}, {about.get('recorded', '')}, "
-            f"Python {html.escape(versions.get('python', ''))}, "
-            f"torch {html.escape(versions.get('torch', ''))}, {about.get('seconds', 0):.0f} s{stale} · "
-            f'<a href="{book}/">notebook</a> · <a href="{book}.ipynb" download>download .ipynb</a></li>'
+            f"Python {html.escape(versions.get('python', ''))}, torch {html.escape(versions.get('torch', ''))}, "
+            f"{about.get('seconds', 0):.0f} s{stale} · "
+            f'<a class="ma-notebook" href="{book}" download>download the notebook</a></li>'
         )
     return f'<aside class="ma-recorded"><h2 id="recorded-on">Recorded on</h2><ul>{"".join(rows)}</ul></aside>'
 

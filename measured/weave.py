@@ -155,11 +155,8 @@ def question_order(topic: str) -> list[str]:
 def verdict_broken(verdict: pages.Verdict) -> bool:
     """Whether a claim that a verdict names fails on its page's primary recording, or is gone."""
     for _, claim_id in verdict.evidence:
-        owner = claims.owner_of(claim_id)
-        if owner is None:
-            return True
-        claim = next(c for c in pages.read_page(owner).claims if c.id == claim_id)
-        if claim_state(claim) == "fails":
+        claim = claims.find(claim_id)
+        if claim is None or claim_state(claim) == "fails":
             return True
     return False
 
@@ -195,7 +192,7 @@ def _pulled(markdown: str, slug: str) -> str:
         attrs = pages.attributes(match["attrs"])
         if not set(attrs.get("class", "").split()) & set(MARK_KINDS):
             return match[0]
-        kept = re.sub(r"\s#[\w-]+", "", match["attrs"])
+        kept = re.sub(r"(^|\s)#[\w-]+", r"\1", match["attrs"])
         linked = (
             f"[**{match['text']}**{{{kept}PLACE}}]({slug}.md#{attrs['id']})"
             if attrs.get("id")
@@ -213,7 +210,8 @@ def _topic_of(slug: str) -> str:
 
 def _back_claim(element: Element, owner: Page) -> None:
     check = element.get("data-check", "")
-    claim = next((c for c in owner.claims if c.check == check and c.text == "".join(element.itertext())), None)
+    own_id = element.get("id")
+    claim = next((c for c in owner.claims if (c.id == own_id if own_id else c.check == check)), None)
     if claim is None:
         return
     state = claim_state(claim)

@@ -25,8 +25,8 @@ from snippets.models.decoder import Decoder
 from snippets.models.quantized import QuantizedWeight, quantize_rows_int8
 
 # --8<-- [end:imports]
+# isort: split
 from measured.values import report
-
 
 # --8<-- [start:text]
 PARAGRAPH = 2  # of the presidential message: a single sentence that repeats some of its words
@@ -37,6 +37,10 @@ def sentence_ids(device: torch.device | str = "cpu") -> Tensor:
     return smollm2.encode(texts.address().split("\n\n")[PARAGRAPH], device)[0]
 
 
+# --8<-- [end:text]
+
+
+# --8<-- [start:tokens]
 def token_columns(ids: Tensor, matrix: Tensor) -> dict[str, list]:
     """Each token, its id, and how far into the matrix its row begins, read from the row's address."""
     tokenizer = smollm2.tokenizer()
@@ -64,10 +68,10 @@ def matrix_values(ids: Tensor, matrix: Tensor) -> dict[str, int]:
     }
 
 
-# --8<-- [end:text]
+# --8<-- [end:tokens]
 
 
-# --8<-- [start:both]
+# --8<-- [start:lookup]
 Operation = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -76,6 +80,16 @@ def lookup(ids: Tensor, matrix: Tensor) -> Tensor:
     return F.embedding(ids, matrix)
 
 
+def differing(a: Tensor, b: Tensor) -> int:
+    """Elements whose bits differ: stricter than ==, for which zero equals minus zero."""
+    bits = {2: torch.int16, 4: torch.int32}[a.dtype.itemsize]
+    return int((a.view(bits) != b.view(bits)).sum())
+
+
+# --8<-- [end:lookup]
+
+
+# --8<-- [start:product]
 def one_hot(ids: Tensor, matrix: Tensor) -> Tensor:
     """A row for each token, all zeros but a one in its id's column: (tokens, vocabulary), the matrix's dtype."""
     zeros = torch.zeros(len(ids), len(matrix), dtype=matrix.dtype, device=matrix.device)
@@ -87,13 +101,7 @@ def one_hot_product(ids: Tensor, matrix: Tensor) -> Tensor:
     return one_hot(ids, matrix) @ matrix
 
 
-def differing(a: Tensor, b: Tensor) -> int:
-    """Elements whose bits differ: stricter than ==, for which zero equals minus zero."""
-    bits = {2: torch.int16, 4: torch.int32}[a.dtype.itemsize]
-    return int((a.view(bits) != b.view(bits)).sum())
-
-
-# --8<-- [end:both]
+# --8<-- [end:product]
 
 
 # --8<-- [start:equal]

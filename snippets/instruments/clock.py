@@ -17,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,9 @@ SHORTEST_SAMPLE_SECONDS = 1e-3
 
 LOCK_HELD = "MEASURED_TIMING_LOCK_HELD"
 """Name of the environment variable by which a process hands its hold on the timing lock to a child."""
+
+FEWEST_SAMPLES = 3
+"""Samples that a median and a range of one function rest on, at the least."""
 
 FOREIGN_LOAD_LIMIT = 0.1
 """Share of the processors that other programs may take in a block before it is discarded."""
@@ -105,9 +108,12 @@ class Timing:
     threads: int
 
 
-def measure_seconds(
-    fn: Call, *, device: torch.device | str | None = None, min_run_seconds: float = 0.2
-) -> Timing:
+def _iqr(samples: Sequence[float]) -> float:
+    low, _, high = statistics.quantiles(samples, n=4, method="inclusive")
+    return high - low
+
+
+def measure_seconds(fn: Call, *, device: torch.device | str | None = None, min_run_seconds: float = 0.2) -> Timing:
     """Seconds of one call of `fn` by torch.utils.benchmark.Timer: warmed up, caches as it leaves them."""
     target = devices.pick(device)
 
@@ -117,10 +123,15 @@ def measure_seconds(
 
     threads = torch.get_num_threads()
     timer = benchmark.Timer("fn()", globals={"fn": fn}, timer=clock, num_threads=threads)
+    samples: list[float] = []
+    runs = 0
     with timing_lock():
         fn()
-        taken = timer.blocked_autorange(min_run_time=min_run_seconds)
-    return Timing(taken.median, taken.iqr, taken.number_per_run * len(taken.times), threads)
+        while len(samples) < FEWEST_SAMPLES:  # the timer may take a single block of many calls
+            taken = timer.blocked_autorange(min_run_time=min_run_seconds)
+            samples += taken.times
+            runs += taken.number_per_run * len(taken.times)
+    return Timing(statistics.median(samples), _iqr(samples), runs, threads)
 
 
 def time_once(fn: Callable[[], _T], *, device: torch.device | str | None = None) -> tuple[_T, float]:
@@ -157,8 +168,7 @@ class Interleaved:
 
     def iqr_seconds(self, name: str) -> float:
         """Interquartile range of the seconds of one call."""
-        low, _, high = statistics.quantiles(self.samples[name], n=4, method="inclusive")
-        return high - low
+        return _iqr(self.samples[name])
 
     def ratios(self, slower: str, faster: str) -> list[float]:
         """Seconds of the one over seconds of the other, round by round."""
@@ -193,14 +203,16 @@ def interleave(
     as many repeats as blocks the quietest ones are kept.
 
     Raises:
-        ValueError: no function, fewer than two rounds, or no block.
+        ValueError: no function, fewer than two rounds, no block, or a setup of an unknown function.
     """
     if not functions or rounds < 2 or blocks < 1:
         raise ValueError("name at least one function, two rounds and one block")
     target = devices.pick(device)
     own_queue = devices.has_events(target)
     flush = devices.cache_flusher(target) if (own_queue if flush_cache is None else flush_cache) else None
-    prepare = dict.fromkeys(functions, setup) if not isinstance(setup, Mapping) else setup
+    prepare = setup if isinstance(setup, Mapping) else dict.fromkeys(functions, setup)
+    if unknown := set(prepare) - set(functions):
+        raise ValueError(f"setup of no function: {', '.join(sorted(unknown))}")
 
     def sample(name: str, calls: int) -> float:
         if before := prepare.get(name):

@@ -18,7 +18,6 @@ from snippets.models.decoder import KVCache
 from snippets.models.shapes import Geometry
 
 # --8<-- [end:imports]
-from measured.values import report
 
 
 # --8<-- [start:formula]
@@ -215,4 +214,6 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
 
 
 if __name__ == "__main__":
+    from measured.values import report
+
     report("kv_cache/bytes_per_token", measure())

@@ -24,9 +24,7 @@ class KVCache:
     `length` tokens are filled. `append` writes behind them; `Decoder.forward`, or the caller, moves `length`.
     """
 
-    def __init__(
-        self, geometry: Geometry, batch: int, tokens: int, dtype: torch.dtype, device: Device = "cpu"
-    ) -> None:
+    def __init__(self, geometry: Geometry, batch: int, tokens: int, dtype: torch.dtype, device: Device = "cpu") -> None:
         shape = (geometry.layers, batch, geometry.kv_heads, tokens, geometry.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
@@ -135,9 +133,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(geometry.hidden, eps=geometry.norm_epsilon)
         self.mlp = FeedForward(geometry)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, layer: int = 0) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -167,7 +163,7 @@ class Decoder(nn.Module):
         With a cache, `ids` follow the tokens in it, and are in it afterwards.
         """
         x = self.embed_tokens(ids)
-        cos, sin = rotation(self.geometry, cache.length if cache else 0, ids.shape[1], x)
+        cos, sin = rotation(self.geometry, 0 if cache is None else cache.length, ids.shape[1], x)
         for layer, block in enumerate(self.layers):
             x = block(x, cos, sin, cache, layer)
         if cache is not None:
@@ -175,9 +171,7 @@ class Decoder(nn.Module):
         return self.lm_head(self.norm(x[:, -1:] if last_only else x))
 
 
-def from_state(
-    geometry: Geometry, state: Mapping[str, Tensor], dtype: torch.dtype, device: Device = "cpu"
-) -> Decoder:
+def from_state(geometry: Geometry, state: Mapping[str, Tensor], dtype: torch.dtype, device: Device = "cpu") -> Decoder:
     """A frozen decoder from weights under transformers' names; RuntimeError on a missing or foreign name."""
     with torch.device("meta"):
         decoder = Decoder(geometry)
@@ -216,7 +210,7 @@ def generate(decoder: Decoder, ids: Tensor, new_tokens: int, *, cached: bool = T
     Without `cached`, every step runs over all tokens again.
     """
     parameter = decoder.embed_tokens.weight
-    tokens = ids.shape[1] + new_tokens
+    tokens = ids.shape[1] + new_tokens - 1  # the last new one is never read
     cache = KVCache(decoder.geometry, len(ids), tokens, parameter.dtype, parameter.device) if cached else None
     sequence = fresh = ids
     for _ in range(new_tokens):

@@ -1,8 +1,8 @@
 """Quantized weights as drop-in linear layers, multiplied by torch's private operators where those work.
 
 The operators may change and check little: on a CPU `_weight_int8pack_mm` in BF16 reads beyond its rows, and
-returns garbage or crashes, unless the columns fill whole vectors. So each layer names the `path` that it took:
-an operator of torch, or "plain", the same product in public operators, much slower. Quantize on the device that
+returns garbage or crashes, unless the columns fill whole vectors. So each layer names the `path` it took: an
+operator of torch, or "plain", the same product in public operators, much slower. Quantize on the device that
 computes: a layer's buffers are laid out for it.
 """
 
@@ -85,9 +85,7 @@ class Int4Linear(QuantizedLinear):
         if self.path == PLAIN:
             weight = QuantizedWeight(self.packed, self.scale, (self.rows, self.columns), self.group)
             return x @ weight.dequantize(x.dtype).T
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x.contiguous(), self.packed, self.group, self.scale
-        )
+        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self.packed, self.group, self.scale)
 
 
 class DynamicInt8Linear(QuantizedLinear):

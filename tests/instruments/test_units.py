@@ -22,7 +22,8 @@ from snippets.instruments.units import (
 
 
 def test_units_do_not_import_torch():
-    code = "import sys, snippets.instruments.units, snippets.instruments.datasheets; print('torch' in sys.modules)"
+    imported = "snippets.instruments.units, snippets.instruments.datasheets"
+    code = f"import sys, {imported}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -47,9 +48,7 @@ def test_a_name_ends_in_its_dimension(name, dimension):
     assert dimension_of(name) == dimension
 
 
-@pytest.mark.parametrize(
-    "name", ["speed", "step_ms", "mybytes", "rate_per_second", "bytes_", "seconds_total"]
-)
+@pytest.mark.parametrize("name", ["speed", "step_ms", "mybytes", "rate_per_second", "bytes_", "seconds_total"])
 def test_a_name_without_a_unit_is_refused_and_told_the_units(name):
     with pytest.raises(UnitError, match=r"_bytes.*_seconds.*_tokens_per_second"):
         dimension_of(name)

@@ -1,0 +1,120 @@
+"""Every R claim beside a busy neighbour: `python -m tests.neighbour` measures each page's values again and again.
+
+A neighbour keeps one core busy for as long as it runs. The values of every run are written to
+`tests/reports/beside_neighbour.json`; `tests/test_neighbour_report.py` reads the report and judges each run anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from measured import claims, expression, project, recording
+from measured.page import Claim
+
+REPORT = Path(__file__).parent / "reports" / "beside_neighbour.json"
+RUNS = 20
+_BUSY = (
+    "import os, sys\nif hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+)
+console = Console()
+
+
+def ratio_claims() -> dict[str, list[Claim]]:
+    """R claims by the snippet that measures their values; a topic page's stand with its question's."""
+    found: dict[str, list[Claim]] = {}
+    for claim in claims.all_claims():
+        if claim.value_class == "R":
+            found.setdefault(_snippet_of(claim), []).append(claim)
+    return found
+
+
+def _snippet_of(claim: Claim) -> str:
+    if not claim.page.endswith("/index"):
+        return claim.page
+    wanted = expression.names(claim.check)
+    for name in project.question_names(claim.page.split("/")[0]):
+        have = recording.primary(name)
+        if have and wanted <= set(have.values):
+            return name
+    raise ValueError(f"claim {claim.id}: no question of its topic records {', '.join(sorted(wanted))}")
+
+
+@contextmanager
+def busy_neighbour(core: int = 0) -> Iterator[None]:
+    """A process that spins on one core."""
+    process = subprocess.Popen([sys.executable, "-c", _BUSY, str(core)])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def one_run(name: str) -> dict[str, float]:
+    """All values of a question, measured in a process of its own as a reader's would be."""
+    code = (
+        "import json, sys, importlib\n"
+        "values = importlib.import_module(sys.argv[1]).measure()\n"
+        "print(json.dumps({k: float(v) for k, v in values.items()}))"
+    )
+    module = f"snippets.{name.replace('/', '.')}"
+    threads = str(recording.machine_table(project.root())[project.primary_machine()]["threads"])
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    done = subprocess.run(
+        [sys.executable, "-c", code, module], capture_output=True, text=True, check=True, env=environment
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, write the report, print passes a claim."""
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Example: python -m tests.neighbour --runs 20")
+    parser.add_argument("--runs", type=int, default=RUNS, help="runs of each page")
+    runs = parser.parse_args().runs
+    pages: list[dict] = []
+    with busy_neighbour():
+        for name, wanted in ratio_claims().items():
+            importlib.import_module(f"snippets.{name.replace('/', '.')}")  # a missing snippet fails here, with its name
+            names = sorted({n for c in wanted for n in expression.names(c.check)})
+            taken = [one_run(name) for _ in track(range(runs), name, console=console)]
+            pages.append({"question": name, "values": [{n: run[n] for n in names} for run in taken]})
+    machine = next(recording.primary(p["question"]) for p in pages)
+    report = {
+        "machine": machine.label if machine else "",
+        "neighbour": "one core kept busy throughout",
+        "runs": runs,
+        "pages": pages,
+    }
+    project.write_atomically(REPORT, json.dumps(report, indent=1) + "\n")
+    for line in summary(report):
+        console.print(line, highlight=False)
+
+
+def summary(report: dict) -> list[str]:
+    """One line a claim: passes, and the range of its value."""
+    lines = []
+    values = {page["question"]: page["values"] for page in report["pages"]}
+    for name, wanted in ratio_claims().items():
+        for claim in wanted:
+            passes = sum(claims.holds(claim, run) for run in values[name])
+            first = sorted(expression.names(claim.check))[0]
+            seen = [run[first] for run in values[name]]
+            spread = f"{min(seen):.3g} … {statistics.median(seen):.3g} … {max(seen):.3g}"
+            lines.append(f"{claim.id}: {passes} of {len(seen)} hold ({claim.check}; {first} {spread})")
+    return lines
+
+
+if __name__ == "__main__":
+    main()
