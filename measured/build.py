@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,9 @@ def build() -> list[Path]:
         if path not in wanted:
             path.unlink()
             touched.append(path)
-    for folder, folders, files in os.walk(docs / "notebooks", topdown=False):
-        if not folders and not files:
-            shutil.rmtree(folder)
+    for folder, _, _ in os.walk(docs / "notebooks", topdown=False):
+        if not os.listdir(folder):
+            os.rmdir(folder)
     return touched
 
 

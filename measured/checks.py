@@ -85,7 +85,8 @@ def check_page(page: Page) -> list[Problem]:
     collect(lambda: _claim_forms(page))
     collect(lambda: _verdicts(page))
     if not any(p.what.startswith("fence") or "magic" in p.what for p in found):
-        collect(lambda: _against_recordings(page))
+        if collect(lambda: _cells(page)):
+            collect(lambda: _against_recordings(page))
     return found
 
 
@@ -170,6 +171,12 @@ def _fences(page: Page) -> Found:
 def _includes(page: Page) -> Found:
     for fence in page.cells:
         pages.expand(fence.body, page, fence.line)
+    yield from ()
+
+
+def _cells(page: Page) -> Found:
+    """The fences that are cells here are those that Jupytext reads as cells."""
+    notebooks.to_notebook(page)
     yield from ()
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from measured import expression, project
 from measured.expression import ExpressionError
-from measured.page import Claim, Mark, read_page
+from measured.page import Claim, Mark, PageError, read_page
 
 # How far an R claim's bound lies beyond its null, and the recorded value beyond the bound.
 BOUND_BEYOND_NULL = 1.15
@@ -225,6 +226,8 @@ def expected_text(mark: Mark, values: Mapping[str, float], sources: Mapping[str,
         return render(name, values[name], spec)
     if mark.kind == "exact":
         text, _, spec = mark.attrs.get("data-expr", "").partition(":")
+        if not expression.names(text) and len(expression.literals(text)) < 2:
+            raise ValueError(f"{text!r} derives nothing: name a recorded value, or record this one")
         if text and not spec and (word := mark.text.strip().lower()) in WORD_VALUES:
             if not _equal(float(expression.evaluate(text, values)), WORD_VALUES[word]):
                 raise ValueError(f"{text} is {expression.evaluate(text, values)}")
@@ -262,8 +265,12 @@ def _equal(a: float, b: float) -> bool:
 
 
 def all_claims(names: list[str] | None = None) -> list[Claim]:
-    """Claims of these pages, or of all."""
-    return [c for name in names or project.page_names() for c in read_page(name).claims]
+    """Claims of these pages, or of all; a page that cannot be read has none, and its own check says why."""
+    found = []
+    for name in names or project.page_names():
+        with suppress(PageError):
+            found += read_page(name).claims
+    return found
 
 
 _pages: dict[Path, dict[str, str]] = {}

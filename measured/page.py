@@ -119,7 +119,17 @@ class Page:
 
     @cached_property
     def meta(self) -> dict:
-        return yaml.safe_load(self.source[4 : self.source.index("\n---", 4)]) or {} if self._meta_lines else {}
+        if not self._meta_lines:
+            return {}
+        try:
+            found = yaml.safe_load("\n".join(self.lines[1 : self._meta_lines - 1])) or {}
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            line, problem = (mark.line + 2 if mark else 1), getattr(error, "problem", None) or "malformed"
+            raise PageError(self.path, line, f"front matter: {problem}", "quote text that holds a colon") from None
+        if not isinstance(found, dict):
+            raise PageError(self.path, 1, "front matter that names nothing", "write lines such as title: …")
+        return found
 
     @cached_property
     def front_matter(self) -> str:
@@ -133,7 +143,10 @@ class Page:
     def _meta_lines(self) -> int:
         if not self.source.startswith("---\n"):
             return 0
-        return self.source[: self.source.index("\n---", 4)].count("\n") + 2
+        end = self.source.find("\n---", 3)
+        if end < 0:
+            raise PageError(self.path, 1, "front matter that never ends", "close it with a line ---")
+        return self.source[:end].count("\n") + 2
 
     @cached_property
     def fences(self) -> list[Fence]:

@@ -106,7 +106,12 @@ def stale_pages(names: list[str], machine: str) -> dict[str, list[str]]:
             found[name] = ["not recorded yet"]
             continue
         have = recordings.Recording(machine, path)
-        reasons = recordings.staleness(page, have)
+        try:
+            reasons = recordings.staleness(page, have)
+        except PageError as error:
+            if error.path != path:
+                raise
+            reasons = [error.problem]
         if not reasons and not recordings.checks_current(page, have):
             reasons = ["claims"]
         if reasons:

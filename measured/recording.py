@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from measured import notebook as notebooks
 from measured import page as pages
 from measured import project
-from measured.page import Page
+from measured.page import Page, PageError
 from measured.values import SERIES_MIME
 
 
@@ -32,7 +32,11 @@ class Recording:
 
     @cached_property
     def notebook(self) -> NotebookNode:
-        return nbformat.read(self.path, as_version=4)
+        try:
+            return nbformat.read(self.path, as_version=4)
+        except ValueError as error:
+            problem = f"no notebook: {str(error).splitlines()[0]}"
+            raise PageError(self.path, 1, problem, "run `measured record`, which writes it anew") from None
 
     @property
     def about(self) -> dict[str, Any]:

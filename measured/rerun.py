@@ -118,7 +118,10 @@ def run_again(name: str, path: Path, *, extra_path: Path | None = None) -> Rerun
         if side.is_file():
             run.statuses = [json.loads(line) for line in side.read_text(encoding="utf-8").splitlines()]
         if report.is_file():
-            _read_report(report, path, run)
+            try:
+                _read_report(report, path, run)
+            except ValueError as error:
+                run.failures.append(("nbval", "", f"{path.name}: {error}"))
         if done.returncode != 0 and not run.failures:
             run.failures.append(("nbval", "", f"exit {done.returncode}: {run.output[-800:]}"))
     return run

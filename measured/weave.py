@@ -90,7 +90,7 @@ class Weave(Preprocessor):
             slug = name.split("/")[1]
             question, _ = page.heading
             head = [f'<section class="ma-question" id="q-{slug.replace("_", "-")}" markdown>', ""]
-            body = [f"## [{question}]({slug}.md)", "", _pulled(page.answer, slug), ""]
+            body = [f"### [{question}]({slug}.md)", "", _pulled(page.answer, slug), ""]
             for verdict in page.verdicts:
                 body += [f'!!! verdict {verdict.status} "{verdict.title}"', ""]
                 body += [f"    {row}" if row else "" for row in _pulled(verdict.body, slug).splitlines()] + [""]
@@ -120,8 +120,8 @@ class Evidence(Treeprocessor):
                 element.set("title", f"derived: {element.get('data-expr', '').partition(':')[0]}")
 
 
-class Math(Postprocessor):
-    """Inline formulas that arithmatex marked, as MathML: no JavaScript, no font."""
+class Finish(Postprocessor):
+    """Inline formulas that arithmatex marked, as MathML (no JavaScript, no font), and code without idle markup."""
 
     def run(self, text: str) -> str:
         def one(match: re.Match[str]) -> str:
@@ -129,7 +129,9 @@ class Math(Postprocessor):
 
             return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
 
-        return re.sub(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', one, text, flags=re.S)
+        text = re.sub(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', one, text, flags=re.S)
+        # Names, points and operators are a third of a page's bytes in markup, and look as if they had none.
+        return re.sub(r'<span class="(?:n|p|o|w)">([^<]*)</span>', r"\1", text)
 
 
 class MeasuredExtension(Extension):
@@ -138,7 +140,7 @@ class MeasuredExtension(Extension):
     def extendMarkdown(self, md: Markdown) -> None:
         md.preprocessors.register(Weave(md), "measured-weave", 28)  # snippets 32, whitespace 30, fences 25
         md.treeprocessors.register(Evidence(md), "measured-evidence", 5)  # attr_list 8
-        md.postprocessors.register(Math(md), "measured-math", -10)
+        md.postprocessors.register(Finish(md), "measured-finish", -10)
 
 
 def makeExtension(**options: Any) -> MeasuredExtension:

@@ -205,13 +205,14 @@ def share_values(values: Mapping[str, float], fp32: Mapping[str, Tensor]) -> dic
 
 # --8<-- [start:groups]
 def group_columns(weight: Tensor) -> dict[str, list]:
-    """One real matrix in INT4, its scales further and further apart."""
-    groups = [16, 32, 64, 128, 256]
+    """One real matrix in INT4, its scales further and further apart, at last one for a row."""
+    groups = [16, 32, 64, 128, 256, weight.shape[1]]
     coded = [quantize_groups_int4(weight, group) for group in groups]
     return {
         "group_count": groups,
         "layer_bytes": [w.nbytes for w in coded],
         "weight_bits": [8 * w.nbytes / weight.numel() for w in coded],
+        "zero_point_bits": [(8 * w.nbytes + 4 * w.scale.numel()) / weight.numel() for w in coded],
         "scale_share": [w.scale.nbytes / w.nbytes for w in coded],
     }
 

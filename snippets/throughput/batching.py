@@ -10,11 +10,8 @@ Cost: `measured list` shows the seconds of each recording.
 from __future__ import annotations
 
 # --8<-- [start:imports]
-import random
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from statistics import fmean, quantiles
 from typing import NamedTuple
 
@@ -28,6 +25,7 @@ from snippets.instruments.device import pick
 from snippets.instruments.memory import storage_bytes
 from snippets.models import smollm2, texts
 from snippets.models.decoder import Block, Decoder, KVCache, generate, random_block, rotation
+from snippets.models.queueing import latencies, poisson
 from snippets.models.shapes import LLAMA_3_8B, SMOLLM2_135M, Geometry
 
 # --8<-- [end:imports]
@@ -42,17 +40,27 @@ WINDOW = 4.0  # how long a waiting server waits, in a lone request's seconds
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is measured: batches, tokens of context, rounds of timing, requests of a simulated queue."""
+    """How much is measured: batches, contexts, rounds of timing, tokens compared, requests of a simulated queue."""
 
     batches: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)
     context: int = 256
     long_context: int = 4096
     rounds: int = 21
-    prompt_tokens: int = 32
-    new_tokens: int = 16
+    prompt_tokens: int = 24
+    checked_tokens: int = 8
     every: int = 8
+    answer_tokens: int = 16
     requests: int = 1024
     loads: Sequence[float] = (0.2, 0.5, 0.8, 0.95, 2.0, 4.0, 8.0)
+
+    def counts(self) -> dict[str, int]:
+        """What the page states of it."""
+        return {
+            "model_context_tokens": self.prompt_tokens + 1,
+            "long_context_tokens": self.long_context,
+            "answer_tokens": self.answer_tokens,
+            "requests_count": self.requests,
+        }
 
 
 # --8<-- [end:settings]
@@ -183,11 +191,11 @@ def curve(steps: Steps, work: Works, dtype: torch.dtype, device: torch.device, r
     """Time every batch in turn, with a read and a product of known size beside them; refuse what cannot be."""
     clock.fix_allocator()
     buffer = torch.ones(2**26, device=device)
-    rows, matrix = torch.ones(512, 4096, dtype=dtype, device=device), torch.ones(4096, 4096, dtype=dtype, device=device)
-    calls = {str(batch): step for batch, step in steps.items()}
-    taken = clock.interleave(
-        calls | {"read": buffer.sum, "product": lambda: rows @ matrix}, device=device, rounds=rounds
-    )
+    rows, matrix = torch.ones(256, 4096, dtype=dtype, device=device), torch.ones(4096, 4096, dtype=dtype, device=device)
+    calls: dict[str, Callable[[], object]] = {str(batch): step for batch, step in steps.items()}
+    calls |= {"read": buffer.sum, "product": lambda: rows @ matrix}
+    # Short blocks: a round takes long, and a neighbour spoils a whole block.
+    taken = clock.interleave(calls, device=device, rounds=rounds, blocks=max(1, rounds // 3))
     seconds = {batch: taken.seconds(str(batch)) for batch in steps}
     product_flops = 2.0 * rows.shape[0] * matrix.numel()
     for batch, one in work.items():
@@ -304,38 +312,6 @@ def launch_seconds(device: torch.device, rounds: int) -> float:
 # --8<-- [end:model]
 
 
-# --8<-- [start:queue]
-def latencies(
-    arrivals: Sequence[float], batch_seconds: Callable[[int], float], most: int = 1, window_seconds: float = 0
-) -> list[float]:
-    """Seconds from each request's arrival to its answer, at one server that runs whole batches.
-
-    A free server takes those who wait, oldest first and at most `most`, as soon as there are so many or the oldest
-    has waited `window_seconds`. Nobody joins or leaves a running batch. `arrivals` ascend.
-    """
-    taken: list[float] = []
-    free = 0.0
-    while len(taken) < len(arrivals):
-        first = len(taken)
-        full = arrivals[first + most - 1] if first + most <= len(arrivals) else inf
-        start = max(free, min(full, arrivals[first] + window_seconds))
-        batch = arrivals[first : min(first + most, bisect_right(arrivals, start))]
-        free = start + batch_seconds(len(batch))
-        taken += [free - arrival for arrival in batch]
-    return taken
-
-
-def poisson(per_second: float, count: int, seed: int) -> list[float]:
-    """Arrival times of a seeded Poisson process."""
-    draw, times = random.Random(seed), [0.0]
-    while len(times) < count:
-        times.append(times[-1] + draw.expovariate(per_second))
-    return times
-
-
-# --8<-- [end:queue]
-
-
 # --8<-- [start:loads]
 def between(step_seconds: Mapping[int, float], batch: int) -> float:
     """Seconds of a step at any batch: on the straight line between the measured ones around it."""
@@ -429,7 +405,7 @@ def one_by_one(steps: Steps) -> Steps:
     return {batch: loop(batch) for batch in steps}
 
 
-SMALL = Scale((1, 4), context=64, long_context=256, rounds=3, prompt_tokens=8, new_tokens=4, every=2, requests=256)
+SMALL = Scale((1, 4), context=64, long_context=256, rounds=9, prompt_tokens=8, checked_tokens=4, every=2, requests=256)
 
 
 def _measured(
@@ -443,8 +419,9 @@ def _measured(
     del block
     decoder, ids = smollm2.decoder(torch.float32, device), prompts(most, scale.prompt_tokens, device)
     model = model_curve(decoder, ids, scale.batches, scale.rounds, arrange)
-    loads = load_columns(model.step_seconds, scale.loads, scale.new_tokens, scale.requests, window)
+    loads = load_columns(model.step_seconds, scale.loads, scale.answer_tokens, scale.requests, window)
     return {
+        **scale.counts(),
         **work_values(most, scale.context, dtype),
         "layer_calls_count": counted(LAYER, 1, scale.context)[1],
         "layer_storage_bytes": stored,
@@ -452,10 +429,13 @@ def _measured(
         **shown_values("layer", layer),
         "long_speed_ratio": long.speed_ratio(most),
         "long_loss_ratio": layer.speed_ratio(most) / long.speed_ratio(most),
-        **equal_values(decoder, ids, scale.new_tokens, scale.every),
+        **equal_values(decoder, ids, scale.checked_tokens, scale.every),
         **ratio_values("model", model),
         **shown_values("model", model),
         "launch_seconds": launch_seconds(device, scale.rounds),
+        "idle_load_ratio": IDLE,
+        "busy_load_ratio": BUSY,
+        "window_ratio": WINDOW,
         **queue_values(loads),
     }
 

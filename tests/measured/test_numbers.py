@@ -116,7 +116,8 @@ def test_formula_numerals() -> None:
 def test_docstrings_of_a_module(tmp_path: Path) -> None:
     path = tmp_path / "s.py"
     path.write_text(
-        '"""Takes 5 GB.\n\nINT8 is a name.\n"""\n\n\ndef f():\n    """One.\n\n    Two takes 7 ms.\n    """\n    return 8\n',
+        '"""Takes 5 GB.\n\nINT8 is a name.\n"""\n\n\n'
+        'def f():\n    """One.\n\n    Two takes 7 ms.\n    """\n    return 8\n',
         encoding="utf-8",
     )
     assert list(numbers.naked_in_module(path)) == [(1, "5 GB"), (10, "7 ms")]

@@ -66,7 +66,11 @@ def test_a_page_without_front_matter() -> None:
 
 def test_marks_have_kind_text_and_line(page: Page) -> None:
     found = [(m.kind, m.text, m.line, m.id) for m in page.marks]
-    assert found == [("m", "12 bytes", 8, ""), ("claim", "at least 2×", 10, "c-one"), ("claim", "12 bytes", 14, "c-two")]
+    assert found == [
+        ("m", "12 bytes", 8, ""),
+        ("claim", "at least 2×", 10, "c-one"),
+        ("claim", "12 bytes", 14, "c-two"),
+    ]
 
 
 def test_claims_have_their_attributes(page: Page) -> None:

@@ -136,9 +136,11 @@ def test_a_value_that_this_run_did_not_record_fails_in_every_class(value_class: 
 
 
 def test_series_digest_sees_everything_of_d_and_the_form_of_others() -> None:
-    columns = {"a_bytes": [1, 2], "name": ["x", "y"]}
-    other_number, other_word = {**columns, "a_bytes": [1, 3]}, {**columns, "name": ["x", "z"]}
-    longer, renamed = {"a_bytes": [1, 2, 3], "name": ["x", "y", "z"]}, {"b_bytes": [1, 2], "name": ["x", "y"]}
+    columns: dict[str, list] = {"a_bytes": [1, 2], "name": ["x", "y"]}
+    other_number: dict[str, list] = {**columns, "a_bytes": [1, 3]}
+    other_word: dict[str, list] = {**columns, "name": ["x", "z"]}
+    longer: dict[str, list] = {"a_bytes": [1, 2, 3], "name": ["x", "y", "z"]}
+    renamed: dict[str, list] = {"b_bytes": [1, 2], "name": ["x", "y"]}
     assert series_digest("D", columns) != series_digest("D", other_number)
     assert series_digest("R", columns) == series_digest("R", other_number)
     for value_class in ("D", "T", "R", "H"):

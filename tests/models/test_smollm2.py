@@ -244,7 +244,11 @@ def test_a_readers_model_of_the_same_shape_takes_the_packaged_ones_place(
     monkeypatch.setattr(smollm2, "GEOMETRY", tiny)
     state = smollm2.load_state(torch.bfloat16)
     assert torch.equal(state["model.norm.weight"], theirs.model.norm.weight.bfloat16())
-    assert torch.equal(smollm2.decoder().layers[1].mlp.up_proj.weight, theirs.model.layers[1].mlp.up_proj.weight)
+    assert torch.equal(smollm2.decoder().state_dict()["layers.1.mlp.up_proj.weight"], state_of(theirs, 1))
+
+
+def state_of(theirs: Any, layer: int) -> torch.Tensor:
+    return theirs.state_dict()[f"model.layers.{layer}.mlp.up_proj.weight"]
 
 
 def test_what_is_no_plain_llama_is_refused(tiny: Geometry, llama: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # --8<-- [start:imports]
-from snippets.models import tally
+from snippets.models import tally  # type: ignore
 
 # --8<-- [end:imports]
 

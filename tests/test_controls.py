@@ -1,0 +1,83 @@
+"""Claims that can fail: each one about time or tolerance does, once the technique is its own baseline."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Mapping
+
+import pytest
+
+from measured import claims, expression, project, recording
+from measured.page import Claim, read_page
+
+pytestmark = pytest.mark.models
+QUESTIONS = project.question_names()
+CLAIMS = [c for name in project.page_names() for c in read_page(name).claims]
+BITING = [c for c in CLAIMS if c.value_class in ("T", "R")]
+
+
+@functools.cache
+def measured_small(question: str) -> Mapping[str, float]:
+    """What a question's snippet measures at small scale."""
+    return importlib.import_module(f"snippets.{question.replace('/', '.')}").measure(small=True)
+
+
+@functools.cache
+def controlled(question: str) -> Mapping[str, float]:
+    """The same with the technique replaced by its baseline."""
+    return importlib.import_module(f"snippets.{question.replace('/', '.')}").control()
+
+
+def questions_of(page: str) -> list[str]:
+    """The questions whose snippets a page is made of: its own, or all of its topic."""
+    topic = page.split("/")[0]
+    return project.question_names(topic) if page.endswith("/index") else [page]
+
+
+def values_on_control(page: str) -> dict[str, float]:
+    both = [{**measured_small(question), **controlled(question)} for question in questions_of(page)]
+    return {name: value for values in both for name, value in values.items()}
+
+
+def primary_values(claim: Claim) -> Mapping[str, float]:
+    have = recording.primary(claim.page)
+    assert have is not None, f"{claim.page} is not recorded"
+    return have.values
+
+
+@pytest.mark.parametrize("claim", BITING, ids=lambda c: c.id)
+def test_a_claim_fails_on_its_control(claim: Claim) -> None:
+    values = values_on_control(claim.page)
+    missing = expression.names(claim.check) - set(values)
+    assert not missing, f"measure() and control() of {questions_of(claim.page)} do not return {sorted(missing)}"
+    shown = {n: values[n] for n in sorted(expression.names(claim.check))}
+    assert not claims.holds(claim, values), f"{claim.check} holds on the baseline as well: {shown}"
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if c.gated], ids=lambda c: c.id)
+def test_a_claim_holds_on_the_primary_recording(claim: Claim) -> None:
+    have = recording.primary(claim.page)
+    assert have is not None, f"{claim.page} is not recorded"
+    true = claims.holds(claim, have.values)
+    assert true or set(claim.needs.split()) - set(have.about["machine"]["capabilities"])
+
+
+@pytest.mark.parametrize("claim", [c for c in CLAIMS if not c.page.endswith("/index")], ids=lambda c: c.id)
+def test_a_claim_can_be_evaluated_from_what_the_snippet_measures(claim: Claim) -> None:
+    lacking = expression.names(claim.check) - set(measured_small(claim.page))
+    assert not lacking, f"measure() does not return {sorted(lacking)}"
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_the_snippet_measures_every_value_that_its_page_records(question: str) -> None:
+    have = recording.primary(question)
+    assert have is not None, f"{question} is not recorded"
+    assert not set(have.values) - set(measured_small(question))
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_control_measures_the_same_things(question: str) -> None:
+    """A control that returns names of its own, or none, replaces nothing."""
+    own, names = set(controlled(question)), set(measured_small(question))
+    assert own and own <= names, f"control() returns {sorted(own - names)}, which measure() does not"
