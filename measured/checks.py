@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import tokenize
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jupytext.languages import _JUPYTER_LANGUAGES_LOWER_AND_UPPER
 
@@ -16,11 +18,12 @@ from measured import page as pages
 from measured.expression import ExpressionError
 from measured.page import VERDICTS, Page, PageError, read_page
 from measured.recording import Recording
-from measured.values import CHART_MIME, TABLE_MIME
+from measured.values import CHART_MIME, SERIES_MIME, TABLE_MIME, VALUES_MIME
 
 # Fences that Jupytext turns into cells which run: magics of shells and other languages.
 MAGIC_FENCES = frozenset(_JUPYTER_LANGUAGES_LOWER_AND_UPPER) - {"python", "Python", "py"}
 ANSWER_WORDS = 75
+MIMES = {VALUES_MIME, SERIES_MIME, TABLE_MIME, CHART_MIME}
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,13 @@ def check_pages(names: list[str] | None = None) -> list[Problem]:
         for path in _documents():
             found += check_document(path)
     for path in _snippets(None if everything else chosen):
-        found += [
-            Problem(
-                path,
-                line,
-                f"naked number “{text}” in a docstring",
-                "leave it out, or put it on the page as a measured value",
-            )
-            for line, text in numbers.naked_in_module(path)
-        ]
+        try:
+            naked = list(numbers.naked_in_module(path))
+        except SyntaxError as error:
+            found.append(Problem(path, error.lineno or 1, f"no Python: {error.msg}", "correct it"))
+            continue
+        mend = "leave it out, or put it on the page as a measured value"
+        found += [Problem(path, line, f"naked number “{text}” in a docstring", mend) for line, text in naked]
     return found
 
 
@@ -84,9 +85,9 @@ def check_page(page: Page) -> list[Problem]:
     collect(lambda: _comments(page))
     collect(lambda: _claim_forms(page))
     collect(lambda: _verdicts(page))
-    if not any(p.what.startswith("fence") or "magic" in p.what for p in found):
-        if collect(lambda: _cells(page)):
-            collect(lambda: _against_recordings(page))
+    readable = not any(p.what.startswith("fence") or "magic" in p.what for p in found)
+    if readable and collect(lambda: _cells(page)):
+        collect(lambda: _against_recordings(page))
     return found
 
 
@@ -182,10 +183,18 @@ def _cells(page: Page) -> Found:
 
 def _comments(page: Page) -> Found:
     for fence in page.cells:
-        for line, text in numbers.naked_in_comments(pages.expand(fence.body, page, fence.line)):
+        code = pages.expand(fence.body, page, fence.line)
+        last = fence.end_line  # Included lines have none of their own on the page.
+        try:
+            found = [("quantity", "comment", *each) for each in numbers.naked_in_comments(code)]
+            found += [("number", "docstring", *each) for each in numbers.naked_in_docstrings(code)]
+        except (SyntaxError, tokenize.TokenError) as error:
+            yield fence.line, f"this cell is no Python: {error}", "correct it"
+            continue
+        for what, place, line, text in found:
             yield (
-                fence.line + line,
-                f"naked quantity “{text}” in a comment of a cell",
+                min(fence.line + line, last),
+                f"naked {what} “{text}” in a {place} of a cell",
                 "record it, or say it without a number",
             )
 
@@ -303,6 +312,9 @@ def _outputs_whole(page: Page, have: Recording) -> Found:
     book = have.notebook
     if have.about.get("outputs_sha256") != recording.outputs_digest(book):
         yield 1, f"{have.machine}: an output of the recording was edited", redo
+    for number, outputs in enumerate(notebooks.page_outputs(book), 1):
+        for output in outputs:
+            yield from _bare_output(number, output)
     for bundle in notebooks.bundles(book, CHART_MIME):
         columns = have.series.get(bundle["series"], {})
         if any(columns.get(name) != data for name, data in bundle["data"].items()):
@@ -314,6 +326,17 @@ def _outputs_whole(page: Page, have: Recording) -> Found:
         for text in (bundle["caption"], *[heading for _, heading in bundle["columns"]]):
             for found in numbers.quantities(text):
                 yield 1, f"naked number “{found}” in the table's “{text}”", "say it without a number"
+
+
+def _bare_output(number: int, output: Any) -> Found:
+    """What a cell shows beside its recorded values: prints, results and pictures, which nothing checks."""
+    data = output.get("data", {})
+    if MIMES & data.keys():
+        return
+    if any(kind.startswith(("image/", "text/html")) for kind in data):
+        yield 1, f"cell {number} shows a picture of nothing recorded", "draw a recorded series: series(…), chart(…)"
+    for found in numbers.quantities(output.get("text") or data.get("text/plain", "")):
+        yield 1, f"naked number “{found}” in what cell {number} prints", "record it, and print nothing"
 
 
 def _formulas(page: Page, have: Recording) -> Found:

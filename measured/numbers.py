@@ -38,6 +38,10 @@ def naked(page: Page) -> Iterator[tuple[int, str, str]]:
             for offset, row in enumerate(fence.body.splitlines(), 1):
                 for found in quantities(row):
                     yield fence.line + offset, f"naked number “{found}” in a {fence.language or 'bare'} fence", mend
+        elif page.cells and not fence.executed and fence.language not in ("math", "mermaid"):
+            for offset, row in enumerate(fence.body.splitlines(), 1):
+                for found in measures(row):
+                    yield fence.line + offset, f"naked quantity “{found}” in a fence that runs nothing", mend
         if fence.language == "mermaid":
             for found in quantities(fence.body):
                 yield fence.line, f"naked number “{found}” in a diagram", mend
@@ -113,6 +117,13 @@ def quantities(text: str) -> list[str]:
     return [q.text for q in parse_quantities(text)]
 
 
+def measures(text: str) -> list[str]:
+    """Numbers of a text that have a unit: code and commands hold others by right."""
+    from snippets.instruments.units import parse_quantities
+
+    return [q.text for q in parse_quantities(text) if q.unit is not None]
+
+
 def formula_numerals(fence: Fence) -> list[str]:
     """Numerals of a `math` fence that its check must hold."""
     return re.findall(r"\d+(?:\.\d+)?", _bare_math(fence.body))
@@ -120,8 +131,12 @@ def formula_numerals(fence: Fence) -> list[str]:
 
 def naked_in_module(path: Path) -> Iterator[tuple[int, str]]:
     """`(line, number)` in the docstrings of a snippet; readers see them, and nothing checks them."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    yield from naked_in_docstrings(path.read_text(encoding="utf-8"))
+
+
+def naked_in_docstrings(code: str) -> Iterator[tuple[int, str]]:
+    """`(line, number)` in the docstrings of a module or a cell."""
+    for node in ast.walk(ast.parse(code)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
             text := ast.get_docstring(node, clean=False)
         ):
@@ -133,10 +148,7 @@ def naked_in_module(path: Path) -> Iterator[tuple[int, str]]:
 
 def naked_in_comments(code: str) -> Iterator[tuple[int, str]]:
     """`(line, quantity)` in the comments of a cell: a number with a unit there is a result typed by hand."""
-    from snippets.instruments.units import parse_quantities
-
     for token in tokenize.generate_tokens(io.StringIO(code).readline):
         if token.type == tokenize.COMMENT:
-            for quantity in parse_quantities(token.string):
-                if quantity.unit is not None:
-                    yield token.start[0], quantity.text
+            for found in measures(token.string):
+                yield token.start[0], found

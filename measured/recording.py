@@ -139,7 +139,10 @@ def checks_current(page: Page, have: Recording) -> bool:
 
 @cache
 def _digest_of(path: Path, _mtime: int) -> str:
-    return code_digest(path.read_text(encoding="utf-8"))
+    try:
+        return code_digest(path.read_text(encoding="utf-8"))
+    except (SyntaxError, tokenize.TokenError):
+        return "no Python"
 
 
 def code_digest(source: str) -> str:

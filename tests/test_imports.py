@@ -174,3 +174,10 @@ def test_a_file_is_named_after_what_is_in_it(path: Path) -> None:
 def test_a_module_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)) or not text.strip(), f"{name_of(path)} has no docstring"
+
+
+def test_no_formatter_touches_a_page_or_a_recording() -> None:
+    """Ruff formats Markdown and notebooks too: includes in fences would break, recordings would change."""
+    command = [sys.executable, "-m", "ruff", "check", "--show-files", "."]
+    files = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.splitlines()
+    assert len(files) > 50 and {Path(f).suffix for f in files} <= {".py", ".toml", ".pyi"}

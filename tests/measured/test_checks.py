@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from nbformat.v4 import new_output
 
 from measured import checks
 
@@ -150,6 +151,22 @@ ADDED = {
         "naked quantity “5 ms” in a comment",
         "record it",
     ),
+    "a docstring with a result": (
+        '```python\ndef f():\n    """Takes 5 ms."""\n```',
+        "naked number “5 ms” in a docstring of a cell",
+        "record it",
+    ),
+    "a console fence with a result": (
+        "```console\n$ python -m sample --port 8000\ntook 5 ms\n```",
+        "naked quantity “5 ms” in a fence that runs nothing",
+        "mark it",
+    ),
+    "a display fence with a result": (
+        "```py\nx = 1  # took 5 ms\n```",
+        "naked quantity “5 ms” in a fence that runs nothing",
+        "mark it",
+    ),
+    "a cell that is no Python": ("```python\nx = (\n```", "this cell is no Python", "correct it"),
     "an id used twice": (
         f'It is **120 bytes**{{ .claim #box-bytes {D} data-check="box_bytes == 120" }}.',
         "claim id 'box-bytes' is used twice",
@@ -310,11 +327,38 @@ def test_charts_tables_and_titles_say_no_number(mini, bundle) -> None:
     assert "naked number “5 GB” in the chart title" in problems and "naked number “6 GB” in the table's" in problems
 
 
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        (new_output("stream", name="stdout", text="It took 5 ms.\n"), "naked number “5 ms” in what cell 3 prints"),
+        (new_output("execute_result", data={"text/plain": "131072"}), "naked number “131072” in what cell 3 prints"),
+        (new_output("display_data", data={"image/png": "AA=="}), "cell 3 shows a picture of nothing recorded"),
+        (new_output("display_data", data={"text/html": "<b>5</b>"}), "cell 3 shows a picture of nothing recorded"),
+    ],
+)
+def test_cells_show_recorded_values_alone(mini, output, problem: str) -> None:
+    book = mini.book()
+    next(c for c in book.cells if c.cell_type == "code" and "step_seconds" in c.source).outputs.append(output)
+    mini.write_book(book, rehash=True)
+    (found,) = mini.problems()
+    assert problem in found and ("record it" in found or "chart(" in found)
+
+
 def test_a_docstring_of_the_page_s_snippet(mini) -> None:
     path = mini.root / "snippets/kv_cache/sample.py"
     line = mini.replace("The same without the technique.", "Takes 5 ms.", path)
     (found,) = mini.problems()
     assert found.startswith(f"snippets/kv_cache/sample.py:{line}: naked number “5 ms” in a docstring")
+
+
+def test_a_snippet_that_is_no_python(mini) -> None:
+    path = mini.root / "snippets/kv_cache/sample.py"
+    mini.replace("def measure(*,", "def measure(*, (", path)
+    problems = "\n".join(mini.problems())
+    assert "snippets/kv_cache/sample.py:" in problems and "no Python" in problems
+    path = mini.root / "snippets/models/tally.py"
+    mini.replace("def boxes(", "def boxes((", path)
+    assert "the recording is of other code: snippets/models/tally.py" in "\n".join(mini.problems())
 
 
 @pytest.mark.parametrize(
