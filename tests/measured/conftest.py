@@ -114,19 +114,31 @@ def bundle() -> Callable[[NotebookNode, str, Callable[[dict], bool]], dict]:
     return bundle_with
 
 
-@pytest.fixture(autouse=True, scope="session")
-def own_timing_lock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The timing lock of these tests lies in a folder of theirs: nothing here times anything."""
+@pytest.fixture(scope="session")
+def lock_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where these tests' timing lock lies; a short path, since socket files stand in it too."""
+    tmp_path_factory.getbasetemp()  # pytest's own folder stays where it was
     folder = Path(tempfile.mkdtemp(prefix="ma-"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TMPDIR", str(folder))
-        patch.setattr(tempfile, "tempdir", None)
-        yield folder
+    yield folder
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(autouse=True)
+def own_timing_lock(lock_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Nothing here times anything, so nothing here waits for a timer of this machine, nor it for us."""
+    monkeypatch.setenv("TMPDIR", str(lock_folder))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    clock = sys.modules.get("snippets.instruments.clock")
+    if clock:
+        clock._lock.cache_clear()
+    yield lock_folder
+    clock = sys.modules.get("snippets.instruments.clock")
+    if clock:
+        clock._lock.cache_clear()
+
+
 @pytest.fixture(scope="session")
-def recorded(tmp_path_factory: pytest.TempPathFactory, own_timing_lock: Path) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample project, recorded on two machines: this one, and this one on one thread."""
     root = tmp_path_factory.mktemp("sample") / "project"
     shutil.copytree(SAMPLE, root, ignore=shutil.ignore_patterns("__pycache__"))
