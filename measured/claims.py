@@ -168,6 +168,9 @@ def quantity_problems(claim: Claim) -> Iterator[tuple[str, str]]:
             dimensions.add(dimension_of(name))
         except ValueError as error:
             yield f"claim {claim.id}: {error}", "end the value's name in its unit"
+    sides = [side for comparison in expression.comparisons(claim.check) for side in comparison]
+    alone = re.compile(r"(-?[\d.]+(?:e[-+]?\d+)?)(?: \* \w+_(?:count|tokens))?")
+    whole = [float(m[1]) for side in sides if (m := alone.fullmatch(side))]
     stated: set[float] = set()
     for quantity in parse_quantities(claim.text):
         factor_of_equality = quantity.unit == "×" and quantity.number in literals and claim.value_class == "D"
@@ -180,6 +183,9 @@ def quantity_problems(claim: Claim) -> Iterator[tuple[str, str]]:
         matches = [n for n in literals if _equal(n, quantity.base)]
         if not matches and any(_equal(n, float(factor)) for n in literals):
             matches = [n for n in literals if _equal(n, quantity.number)]
+        # A number with a unit is the value itself, or so much for each of a count: no other part of the check.
+        if claim.value_class == "D" and quantity.dimension not in (None, "ratio", "share", "count"):
+            matches = [n for n in matches if any(_equal(n, w) for w in whole)]
         if not matches:
             yield (
                 f"claim {claim.id} says “{quantity.text}”, its check {claim.check!r} does not",

@@ -405,6 +405,8 @@ def one_by_one(steps: Steps) -> Steps:
     return {batch: loop(batch) for batch in steps}
 
 
+# The page's own batches at the ends, in the fewest rounds: for judging the claims many times over.
+BRIEF = Scale((1, 64), rounds=3, checked_tokens=2, every=32)
 SMALL = Scale((1, 4), context=64, long_context=256, rounds=9, prompt_tokens=8, checked_tokens=4, every=2, requests=256)
 
 
@@ -440,9 +442,11 @@ def _measured(
     }
 
 
-def measure(*, small: bool = False, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:
+def measure(
+    *, small: bool = False, device: str | None = None, dtype: torch.dtype | None = None, scale: Scale | None = None
+) -> dict[str, float]:
     """All values of the page; `dtype` is the layer's, the whole model runs in FP32, in which equality was shown."""
-    return _measured(SMALL if small else Scale(), pick(device), dtype or torch.bfloat16, dict, WINDOW)
+    return _measured(scale or (SMALL if small else Scale()), pick(device), dtype or torch.bfloat16, dict, WINDOW)
 
 
 def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:

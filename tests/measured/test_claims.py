@@ -54,6 +54,7 @@ def test_a_good_claim_of_each_class_has_no_problem(value_class: str) -> None:
         ("0.5 GiB", "a_bytes == 536870912"),
         ("three layers", "layers_count == 3"),
         ("4.125 bits", "weight_bits == 4.125"),
+        ("4.125 bits a weight", "layer_bits == 4.125 * weights_count"),
     ],
 )
 def test_good_d_claims(text: str, check: str) -> None:
@@ -73,6 +74,8 @@ def test_good_d_claims(text: str, check: str) -> None:
         ("D", "5 bytes", "a_bytes = 5", "cannot read"),
         ("D", "5 bytes", "about 5", "cannot read"),
         ("D", "5 bytes", "", "cannot read"),
+        ("D", "2 bytes", "a_bytes == 2 * 65536", "says “2 bytes”"),
+        ("D", "1 byte", "a_bytes == b_bytes + 1", "says “1 byte”"),
         ("D", "6 bytes", "a_bytes == 5", "its check 'a_bytes == 5' does not"),
         ("D", "so many bytes", "a_bytes == 5", "the bound 5 is not in its words"),
         ("D", "5 bytes, half of it", "a_bytes == 5", "says “half”"),
