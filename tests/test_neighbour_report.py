@@ -12,9 +12,14 @@ import pytest
 from measured import claims, expression
 from tests import neighbour
 
-REPORT = json.loads(neighbour.REPORT.read_text(encoding="utf-8"))
-VALUES = {page["question"]: page["values"] for page in REPORT["pages"]}
 CLAIMS = [(name, claim) for name, wanted in neighbour.ratio_claims().items() for claim in wanted]
+
+
+@pytest.fixture
+def reported() -> dict[str, list[dict[str, float]]]:
+    """The values of every run, by question."""
+    report = json.loads(neighbour.REPORT.read_text(encoding="utf-8"))
+    return {page["question"]: page["values"] for page in report["pages"]}
 
 
 def test_there_are_ratio_claims_to_report() -> None:
@@ -22,8 +27,8 @@ def test_there_are_ratio_claims_to_report() -> None:
 
 
 @pytest.mark.parametrize(("name", "claim"), CLAIMS, ids=[c.id for _, c in CLAIMS])
-def test_ratio_claim_held_in_every_run_beside_the_neighbour(name: str, claim: claims.Claim) -> None:
-    runs = VALUES[name]
+def test_ratio_claim_held_beside_the_neighbour(name: str, claim: claims.Claim, reported: dict) -> None:
+    runs = reported[name]
     assert len(runs) >= neighbour.RUNS
     assert all(expression.names(claim.check) <= set(run) for run in runs)
     passes = sum(claims.holds(claim, run) for run in runs)
@@ -31,8 +36,8 @@ def test_ratio_claim_held_in_every_run_beside_the_neighbour(name: str, claim: cl
     assert passes >= len(runs) - 1, f"{claim.id} held in {passes} of {len(runs)} runs: run python -m tests.neighbour"
 
 
-def test_runs_differ_as_measurements_do() -> None:
-    for name, runs in VALUES.items():
+def test_runs_differ_as_measurements_do(reported: dict) -> None:
+    for name, runs in reported.items():
         assert len({json.dumps(run, sort_keys=True) for run in runs}) == len(runs), name
 
 
