@@ -11,6 +11,7 @@ from measured import notebook as notebooks
 from measured.drawing import PALETTE, alternative
 from measured.page import Page
 from measured.recording import Recording, staleness
+from measured.slim import slim
 from measured.values import CHART_MIME, CLASSES, SERIES_MIME, TABLE_MIME, VALUES_MIME
 
 
@@ -146,11 +147,7 @@ def _chart(bundle: dict[str, Any], svg: str, key: str) -> str:
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#\1-{key})", svg)
     for number, ink in enumerate(PALETTE, 1):
         svg = svg.replace(ink, f"var(--ma-series-{number}, {ink})")
-    # The image has one label, its parts need none; a page carries no byte that draws nothing.
-    svg = re.sub(r' (?:role|aria-[a-z]+|class|pointer-events)="[^"]*"| opacity="1"', "", svg)
-    svg = re.sub(r'<path d="[^"]*" display="none"/>|<path d="M0,0h0v0h0Z"/>', "", svg)
-    # Coordinates stand in tags; what stands between them is read.
-    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"\d+\.\d{2,}", lambda n: f"{float(n[0]):.1f}", tag[0]), svg)
+    svg = slim(svg)
     svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{told}" ', svg, count=1)
     shown = [c for c in (bundle["x"], bundle["color"], bundle["y"]) if c]
     head = "".join(f'<th scope="col">{html.escape(c.replace("_", " "))}</th>' for c in shown)

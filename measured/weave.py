@@ -115,9 +115,9 @@ class Evidence(Treeprocessor):
             elif kind == "claim" and owner:
                 _back_claim(element, owner)
             elif kind == "m":
-                element.set("title", f"measured: {element.get('data-m', '').partition(':')[0]}")
+                element.set("title", f"measured: {element.attrib.pop('data-m', '').partition(':')[0]}")
             elif kind == "exact":
-                element.set("title", f"derived: {element.get('data-expr', '').partition(':')[0]}")
+                element.set("title", f"derived: {element.attrib.pop('data-expr', '').partition(':')[0]}")
 
 
 class Finish(Postprocessor):

@@ -119,9 +119,11 @@ def test_claims_say_what_backs_them(visitor: Any, source: Any) -> None:
                 badge: getComputedStyle(e, '::after').content, state: e.className}))"""
         )
         for claim in claims:
-            assert claim["badge"] == f'"{claim["kind"]}"' and claim["kind"] in "DTRH"
+            assert claim["badge"].strip('"').split()[0] == claim["kind"] and claim["kind"] in "DTRH"
             assert claim["check"] in claim["title"]
-            assert claim["state"] == "claim", f"{name}: {claim}"
+            # A claim whose capability the recorded machine lacks says so; none fails.
+            absent = claim["state"] == "claim not-applicable" and "not applicable here" in claim["badge"]
+            assert claim["state"] == "claim" or absent, f"{name}: {claim}"
         ids += [claim["id"] for claim in claims if claim["id"]]
         assert visit.page.locator(".verdict.broken").count() == 0
     assert len(ids) >= sum(bool(source.fence_count(n)) and not n.endswith("/index") for n in source.pages()) > 0
@@ -178,20 +180,21 @@ def test_formulas_are_mathml(visitor: Any, source: Any) -> None:
 
 
 def test_search_finds_a_claim(visitor: Any, source: Any, code_page: str) -> None:
-    """Words of a page's first claim, typed into the search, lead to that page."""
+    """Words of a question's first claim lead to it, a topic's name to the topic: among the first three pages."""
     visit = visitor()
     page = visit.open(code_page)
-    claim = page.locator(".md-content strong.claim").first
-    sentence = claim.evaluate("e => e.closest('p, li, td').innerText")
-    question = page.locator("h1").inner_text()
-    words = " ".join(re.findall(r"[A-Za-z][\w-]{4,}", f"{question} {sentence}")[:5])
+    words = page.locator("h1").evaluate("e => e.firstChild.textContent")
+    if not code_page.endswith("/index"):
+        claim = page.locator(".md-content strong.claim").first
+        sentence = claim.evaluate("e => e.closest('p, li, td').innerText")
+        words = " ".join(re.findall(r"[A-Za-z][\w-]{4,}", f"{words} {sentence}")[:5])
     page = visit.open("index")
     page.keyboard.press("/")
     expect(page.locator(".md-search__input")).to_be_focused()
     page.keyboard.type(words)
     # Results are drawn again with every key: ask the page itself until they have settled.
-    found = """place => [...document.querySelectorAll(".md-search-result__link")].slice(0, 3)
-        .some(link => link.href.includes(place))"""
+    found = """place => [...new Set([...document.querySelectorAll(".md-search-result__link")]
+        .map(link => new URL(link.href).pathname))].slice(0, 3).some(path => path.endsWith(place))"""
     page.wait_for_function(found, arg=f"/{code_page}.html", timeout=15_000)
 
 

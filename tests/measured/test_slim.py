@@ -1,0 +1,49 @@
+"""A chart made light: the same picture, fewer bytes."""
+
+from __future__ import annotations
+
+import re
+
+from measured.slim import slim
+
+LINE = '<line transform="translate({x},{y})" x2="{dx}" y2="{dy}" stroke="{ink}" stroke-width="1" opacity="1"/>'
+POINT = '<path aria-label="n" transform="translate({x},{y})" d="M2,0A2,2,0,1,1,-2,0A2,2,0,1,1,2,0" fill="{ink}"/>'
+
+
+def chart(*parts: str) -> str:
+    return f'<svg class="marks"><g class="a">{"".join(parts)}</g><g role="x"></g><text>0.25 of 1.375</text></svg>'
+
+
+def test_lines_of_a_colour_become_one_path_with_every_end() -> None:
+    rules = [LINE.format(x=0, y=y, dx=340, dy=0, ink="grey") for y in (10, 20.125, 30)]
+    slimmed = slim(chart(*rules, LINE.format(x=7, y=0, dx=0, dy=-5, ink="black")))
+    assert '<path d="M0,10l340,0M0,20.1l340,0M0,30l340,0" stroke="grey"/>' in slimmed
+    assert '<path d="M7,0l0,-5" stroke="black"/>' in slimmed
+    assert "<line" not in slimmed
+
+
+def test_points_become_circles_at_their_places_in_their_colour() -> None:
+    slimmed = slim(chart(*[POINT.format(x=x, y=5, ink=ink) for x, ink in ((10, "red"), (20, "red"), (30, "blue"))]))
+    circles = dict(re.findall(r'<path d="([^"]+)" fill="(\w+)"/>', slimmed))
+    starts = {ink: re.findall(r"M([\d.]+),5", path) for path, ink in circles.items()}
+    assert starts == {"red": ["12.0", "22.0"], "blue": ["32.0"]}
+    assert all(path.count("a2,2,0,1,1,-4,0a2,2,0,1,1,4,0") == path.count("M") for path in circles)
+
+
+def test_words_stay_and_idle_markup_goes() -> None:
+    slimmed = slim(chart(POINT.format(x=1, y=1, ink="red")))
+    assert "<text>0.25 of 1.375</text>" in slimmed
+    assert not re.search(r"class=|role=|aria-|<g[^>]*></g>", slimmed)
+    assert 'd="M2,0A2,2' in slimmed  # a single point needs no joining
+
+
+def test_a_drawn_chart_keeps_its_lines_labels_and_points() -> None:
+    from measured.drawing import draw
+
+    data = {"batch_count": [1, 2, 4, 8], "step_ratio": [1.0, 1.5, 2.5, 4.0]}
+    axes = {"x": "batch_count", "y": "step_ratio", "color": None, "mark": "line", "log_x": True, "log_y": False}
+    drawn = draw({**axes, "title": "t", "x_title": "batch", "y_title": "times", "data": data})
+    slimmed = slim(drawn)
+    assert len(slimmed) < 0.6 * len(drawn)
+    assert re.findall(r"<text[^>]*>([^<]*)", slimmed) == re.findall(r"<text[^>]*>([^<]*)", drawn)
+    assert slimmed.count("a2.7,2.7") == 2 * len(data["batch_count"])
