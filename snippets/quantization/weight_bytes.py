@@ -102,7 +102,6 @@ def count(state: Mapping[str, Tensor], plan: Plan, weights: Weights) -> dict[str
 # --8<-- [end:ways]
 
 
-# --8<-- [start:shapes]
 def shapes_only(geometry: Geometry) -> dict[str, Tensor]:
     """A decoder's tensors on PyTorch's meta device: shapes and dtypes, no memory."""
     matrix, norm = (geometry.vocabulary, geometry.hidden), (geometry.hidden,)
@@ -126,9 +125,6 @@ def plans(state: Mapping[str, Tensor], stored_as: Format | torch.dtype, kept: to
     matrices = {name: stored_as for name, w in state.items() if w.ndim == 2}
     rest: dict[str, Format | torch.dtype] = dict.fromkeys(state, kept)
     return {"linear": layers, "kept": rest | layers, "all": rest | matrices}
-
-
-# --8<-- [end:shapes]
 
 
 # --8<-- [start:models]
@@ -170,7 +166,6 @@ def formats(model: str) -> dict[str, Format | torch.dtype]:
 # --8<-- [end:models]
 
 
-# --8<-- [start:table]
 def table_columns(values: Mapping[str, float]) -> dict[str, list]:
     """Rows of the table: each model in each format, in bytes and against BF16."""
     models = {"minilm": "MiniLM", "smollm2": "SmolLM2-135M", "llama": "Llama-3-8B"}
@@ -184,10 +179,6 @@ def table_columns(values: Mapping[str, float]) -> dict[str, list]:
     return columns
 
 
-# --8<-- [end:table]
-
-
-# --8<-- [start:shares]
 def share_values(values: Mapping[str, float], fp32: Mapping[str, Tensor]) -> dict[str, float]:
     """How much smaller, and the share saved: from BF16, which is served, and from FP32, which is quoted."""
     linear_fp32_bytes = sum(fp32[name].nbytes for name in linear_layers(fp32))
@@ -200,10 +191,6 @@ def share_values(values: Mapping[str, float], fp32: Mapping[str, Tensor]) -> dic
     }
 
 
-# --8<-- [end:shares]
-
-
-# --8<-- [start:groups]
 def group_columns(weight: Tensor) -> dict[str, list]:
     """One real matrix in INT4, its scales further and further apart, at last one for a row."""
     groups = [16, 32, 64, 128, 256, weight.shape[1]]
@@ -223,10 +210,6 @@ def group_values(weight: Tensor) -> dict[str, int]:
     return {"layer_weights_count": weight.numel(), "layer_g16_bits": bits[16], "layer_g128_bits": bits[128]}
 
 
-# --8<-- [end:groups]
-
-
-# --8<-- [start:widths]
 def row_bytes(weight: Tensor, stored_as: Format) -> int:
     """Bytes of one row, its columns filled up with zeros to whole groups where they are not."""
     missing = -weight.shape[1] % (stored_as.group or 1)
@@ -252,10 +235,6 @@ def width_values(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, int]:
     }
 
 
-# --8<-- [end:widths]
-
-
-# --8<-- [start:beside]
 def beside_values(weight: Tensor) -> dict[str, int]:
     """What does not shrink: a token's KV cache, and a layer that is made BF16 again before its product."""
     coded = quantize_groups_int4(weight)
@@ -271,9 +250,6 @@ def held_bytes(state: Mapping[str, Tensor], plan: Plan) -> int:
     """What the allocator holds for the weights in `plan`: a block for every tensor, each rounded up."""
     weights = {name: stored(state[name], stored_as) for name, stored_as in plan.items()}
     return sum(memory.usable_bytes(part) for part in tensors(weights).values())
-
-
-# --8<-- [end:beside]
 
 
 # --8<-- [start:codes]
@@ -295,7 +271,6 @@ def code_values(weight: Tensor) -> dict[str, int]:
 # --8<-- [end:codes]
 
 
-# --8<-- [start:sizes]
 def size_columns() -> dict[str, list]:
     """Decoders from small to large: how much of each is linear layers, and what INT4 makes of the whole."""
     columns: dict[str, list] = {"model": [], "linear_share": [], "bf16_bytes": [], "int4_bytes": [], "int4_ratio": []}
@@ -310,9 +285,6 @@ def size_columns() -> dict[str, list]:
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
     return columns
-
-
-# --8<-- [end:sizes]
 
 
 def measure(*, small: bool = False, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:

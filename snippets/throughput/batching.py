@@ -9,7 +9,6 @@ Cost: `measured list` shows the seconds of each recording.
 
 from __future__ import annotations
 
-# --8<-- [start:imports]
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean, quantiles
@@ -28,11 +27,9 @@ from snippets.models.decoder import Block, Decoder, KVCache, generate, random_bl
 from snippets.models.queueing import latencies, poisson
 from snippets.models.shapes import LLAMA_3_8B, SMOLLM2_135M, Geometry
 
-# --8<-- [end:imports]
 # isort: split
 from measured.values import report
 
-# --8<-- [start:settings]
 LAYER = replace(LLAMA_3_8B, name="one layer of Llama-3-8B", layers=1)
 IDLE, BUSY = 0.2, 2.0  # arrivals, as a multiple of what a server of one request at a time can answer
 WINDOW = 4.0  # how long a waiting server waits, in a lone request's seconds
@@ -61,9 +58,6 @@ class Scale:
             "answer_tokens": self.answer_tokens,
             "requests_count": self.requests,
         }
-
-
-# --8<-- [end:settings]
 
 
 # --8<-- [start:work]
@@ -117,7 +111,6 @@ def layer_step(block: Block, geometry: Geometry, batch: int, context: int) -> Ca
 # --8<-- [end:step]
 
 
-# --8<-- [start:counted]
 class CallCounter(TorchDispatchMode):
     """Counts the operations that Python hands to PyTorch: each one costs its launch, whatever its size."""
 
@@ -159,10 +152,6 @@ def work_values(batch: int, context: int, dtype: torch.dtype) -> dict[str, int]:
     }
 
 
-# --8<-- [end:counted]
-
-
-# --8<-- [start:curve]
 Steps = dict[int, Callable[[], object]]  # batch → its decode step
 Arrange = Callable[[Steps], Steps]
 
@@ -225,10 +214,6 @@ def curve_columns(curve: Curve, work: Works) -> dict[str, list]:
     }
 
 
-# --8<-- [end:curve]
-
-
-# --8<-- [start:layer]
 def layer_curve(block: Block, batches: Sequence[int], context: int, rounds: int, arrange: Arrange = dict) -> Curve:
     """Steps of one layer at the real shape by batch, every batch at the same context."""
     weight = block.mlp.up_proj.weight
@@ -241,10 +226,6 @@ def matrix_bytes(block: Block) -> int:
     return storage_bytes([weight for weight in block.parameters() if weight.ndim == 2])
 
 
-# --8<-- [end:layer]
-
-
-# --8<-- [start:equal]
 def prompts(batch: int, tokens: int, device: torch.device) -> Tensor:
     """Different pieces of one real text, (batch, tokens)."""
     return smollm2.encode(texts.address(), device)[0, : batch * tokens].view(batch, tokens)
@@ -264,10 +245,6 @@ def equal_values(decoder: Decoder, ids: Tensor, new_tokens: int, every: int) -> 
     }
 
 
-# --8<-- [end:equal]
-
-
-# --8<-- [start:model]
 @torch.inference_mode()
 def model_steps(decoder: Decoder, ids: Tensor, batches: Sequence[int]) -> Steps:
     """One greedy step of the whole model, ids to next ids, by batch: the first rows of one prefilled batch."""
@@ -309,10 +286,6 @@ def launch_seconds(device: torch.device, rounds: int) -> float:
     return clock.interleave({"step": step}, device=device, rounds=rounds).seconds("step")
 
 
-# --8<-- [end:model]
-
-
-# --8<-- [start:loads]
 def between(step_seconds: Mapping[int, float], batch: int) -> float:
     """Seconds of a step at any batch: on the straight line between the measured ones around it."""
     below = max(known for known in step_seconds if known <= batch)
@@ -358,9 +331,6 @@ def queue_values(columns: Mapping[str, list], idle: float = IDLE, busy: float = 
     }
 
 
-# --8<-- [end:loads]
-
-
 # --8<-- [start:little]
 def little_values(arrivals: Sequence[int], batch_seconds: int, most: int) -> dict[str, float]:
     """Little's law on a run in whole seconds: who is inside, counted second by second, against the latencies' sum."""
@@ -373,7 +343,6 @@ def little_values(arrivals: Sequence[int], batch_seconds: int, most: int) -> dic
 # --8<-- [end:little]
 
 
-# --8<-- [start:values]
 def ratio_values(name: str, curve: Curve) -> dict[str, float]:
     """The largest batch against a batch of one: tokens/s, and seconds of a step."""
     batch = max(curve.step_ratio)
@@ -391,9 +360,6 @@ def shown_values(name: str, curve: Curve) -> dict[str, float]:
         f"{name}_ridge_flops_per_byte": curve.product_flops_per_second / curve.read_bytes_per_second,
         f"{name}_threads_count": curve.threads,
     }
-
-
-# --8<-- [end:values]
 
 
 def one_by_one(steps: Steps) -> Steps:
