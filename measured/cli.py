@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from rich.table import Table
 from measured import checks, project, recording
 from measured.page import PageError, read_page
 from measured.terminal import console, errors
+from measured.values import CLASSES
 
 app = typer.Typer(
     help="Measured Answers: record, check and build pages whose numbers prove themselves.",
@@ -170,13 +172,20 @@ def new(
     )
 
 
-@command(name="list", epilog="Example: measured list")
-def list_pages() -> None:
-    """List pages with their claims, and the seconds and date of each recording."""
+@command(name="list", epilog="Examples: measured list · measured list quantization")
+def list_pages(
+    topics: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC…]", help="Topics; all when none is named.")
+    ] = None,
+) -> None:
+    """List pages with their claims by class, and the seconds and date of each recording."""
+    wanted = [project.topic_or_fail(topic) for topic in topics or project.TOPICS]
     table = Table()
-    for heading in ("page", "claims", *recording.machines()):
+    names = [name for name in project.page_names() if name.split("/")[0] in wanted]
+    table.add_column("page", min_width=max(map(len, names), default=0))
+    for heading in (*CLASSES, *recording.machines()):
         table.add_column(heading)
-    for name in project.page_names():
+    for name in names:
         page = read_page(name)
         have = {r.machine: r for r in recording.recordings(name)}
         cells = []
@@ -187,7 +196,8 @@ def list_pages() -> None:
             about = have[machine].about
             stale = " stale" if recording.staleness(page, have[machine]) else ""
             cells.append(f"{about['recorded']}, {about['seconds']:.0f} s{stale}")
-        table.add_row(name, str(len(page.claims)), *cells)
+        classes = Counter(claim.value_class for claim in page.claims)
+        table.add_row(name, *(str(classes[each]) for each in CLASSES), *cells)
     console.print(table)
 
 

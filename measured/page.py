@@ -15,7 +15,7 @@ from measured import project
 MARK_KINDS = ("m", "claim", "exact", "cited")
 VERDICTS = ("holds", "holds-if", "refuted", "not-measured")
 
-_MARK = re.compile(r"\*\*(?P<text>[^*\n]+?)\*\*\{(?P<attrs>[^}\n]*)\}")
+MARK = re.compile(r"\*\*(?P<text>[^*\n]+?)\*\*\{(?P<attrs>[^}\n]*)\}")
 _CODE = re.compile(r"(`+).+?\1")
 _FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>`{3,}|~{3,}) *(?P<info>[^`\n]*)$")
 _INCLUDE = re.compile(r'^--8<-- "(?P<path>[^":]+)(?::(?P<section>[\w-]+))?"[ \t]*$', re.M)
@@ -206,7 +206,7 @@ class Page:
     def marks(self) -> list[Mark]:
         found = []
         for number, line in self.prose:
-            for match in _MARK.finditer(_CODE.sub(lambda m: " " * len(m[0]), line)):
+            for match in MARK.finditer(_CODE.sub(lambda m: " " * len(m[0]), line)):
                 attrs = attributes(match["attrs"])
                 kinds = [k for k in attrs.get("class", "").split() if k in MARK_KINDS]
                 if kinds:

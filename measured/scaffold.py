@@ -95,7 +95,7 @@ if __name__ == "__main__":
     report("{topic}/{slug}", measure())
 '''
 _TEST = '''\
-"""{question}: the values agree with a second way to them, and each trap is shown wrong."""
+"""The values agree with a second way to them, and each trap is shown wrong."""
 
 from __future__ import annotations
 

@@ -24,10 +24,13 @@ def show_outputs(index: int, found: Sequence[Recording]) -> str:
     """
     if not found:
         return ""
-    shown = [(each.label, _cell(index, each)) for each in found]
+    shown = [(each.label, _cell(index, each, each.machine)) for each in found]
     shown = [(label, markup) for label, markup in shown if markup]
     if not shown:
         return ""
+    if len({_cell(index, each, "") for each in found}) == 1:  # Counts, mostly: the same wherever they were taken.
+        same = '<p class="ma-same">The same on every machine recorded.</p>' if len(found) > 1 else ""
+        return f'<div class="ma-out" data-cell="{index}">{shown[0][1]}{same}</div>'
     if len(shown) == 1:
         return f'<div class="ma-out" data-cell="{index}">{shown[0][1]}</div>'
     group = f"__ma_{index}"
@@ -67,10 +70,10 @@ def show_recorded(page: Page, found: Sequence[Recording]) -> str:
     return f'<aside class="ma-recorded"><h2 id="recorded-on">Recorded on</h2><ul>{"".join(rows)}</ul></aside>'
 
 
-def _cell(index: int, each: Recording) -> str:
+def _cell(index: int, each: Recording, machine: str) -> str:
     cells = notebooks.page_outputs(each.notebook)
     return (
-        "".join(_output(output, each, f"{each.machine}-{index}-{n}") for n, output in enumerate(cells[index]))
+        "".join(_output(output, each, f"{machine}-{index}-{n}") for n, output in enumerate(cells[index]))
         if index < len(cells)
         else ""
     )
@@ -149,16 +152,29 @@ def _chart(bundle: dict[str, Any], svg: str, key: str) -> str:
         svg = svg.replace(ink, f"var(--ma-series-{number}, {ink})")
     svg = slim(svg)
     svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{told}" ', svg, count=1)
-    shown = [c for c in (bundle["x"], bundle["color"], bundle["y"]) if c]
-    head = "".join(f'<th scope="col">{html.escape(c.replace("_", " "))}</th>' for c in shown)
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(v if isinstance(v, str) else format(v, ',.6g'))}</td>" for v in cells)
-        + "</tr>"
-        for cells in zip(*[bundle["data"][c] for c in shown], strict=True)
-    )
     return (
         f'<figure class="ma-chart"><figcaption>{html.escape(bundle["title"])}</figcaption>{svg}'
         "<details><summary>Data table</summary>"
-        f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></details></figure>"
+        f"{_drawn(bundle)}</details></figure>"
     )
+
+
+def _drawn(bundle: dict[str, Any]) -> str:
+    """The numbers of a chart as a table: a row for each place on its axis, a column for each colour."""
+    data, x, y, color = bundle["data"], bundle["x"], bundle["y"], bundle["color"]
+    lines = list(dict.fromkeys(data[color])) if color else [y]
+    cells = dict(zip(zip(data[x], data[color] if color else [y] * len(data[x]), strict=True), data[y], strict=True))
+    if len(cells) < len(data[y]):  # Points that share place and colour each keep a row.
+        lines, columns = [c for c in (x, color, y) if c], [data[c] for c in (x, color, y) if c]
+        rows, head = list(zip(*columns, strict=True)), lines
+    else:
+        head = [x, *map(str, lines)]
+        rows = [(place, *(cells.get((place, line), "") for line in lines)) for place in dict.fromkeys(data[x])]
+    titles = "".join(f'<th scope="col">{html.escape(title.replace("_", " "))}</th>' for title in head)
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{html.escape(v if isinstance(v, str) else format(v, ',.4g'))}</td>" for v in row)
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table>"

@@ -27,6 +27,7 @@ from measured.show import show_outputs, show_recorded
 _NAMED = re.compile(r'^# .*\bdata-page="(?P<name>[\w/-]+)"', re.M)
 _QUESTIONS = re.compile(r"^<!-- questions -->$", re.M)
 _VERDICT = re.compile(r"^!!! verdict (?P<status>[\w-]+)(?= |$)(?P<rest>.*)$", re.M)
+_POWER = "\ue000"  # of the private use area: no page has it
 _CLASS_MEANS = {
     "D": "exact",
     "T": "within a derived tolerance",
@@ -72,6 +73,8 @@ class Weave(Preprocessor):
         text = "\n".join(out)
         text = _QUESTIONS.sub(lambda _: self._questions(page), text)
         text = _VERDICT.sub(lambda m: _verdict_head(m, page), text)
+        # A power in an attribute would end or begin bold text for Markdown, and take the marks behind it along.
+        text = pages.MARK.sub(lambda m: f"**{m['text']}**{{{m['attrs'].replace('**', _POWER)}}}", text)
         if woven.cells:
             text += "\n\n" + self._stash(show_recorded(page, found)) + "\n"
         return text.splitlines()
@@ -104,6 +107,7 @@ class Evidence(Treeprocessor):
     def run(self, root: Element) -> None:
         page: Page | None = getattr(self.md, "measured_page", None)
         for element in root.iter("strong"):
+            element.attrib = {key: value.replace(_POWER, "**") for key, value in element.items()}
             kinds = set((element.get("class") or "").split()) & set(MARK_KINDS)
             if not kinds:
                 continue
@@ -151,7 +155,12 @@ def makeExtension(**options: Any) -> MeasuredExtension:
 def question_order(topic: str) -> list[str]:
     """A topic's questions as they are shown: most asked first."""
     names = project.question_names(topic)
-    return sorted(names, key=lambda name: (pages.read_page(name).meta.get("asked", 9), name))
+
+    def rank(name: str) -> tuple[int, str]:
+        asked = pages.read_page(name).meta.get("asked")
+        return asked if isinstance(asked, int) else 9, name  # a page just begun has none
+
+    return sorted(names, key=rank)
 
 
 def verdict_broken(verdict: pages.Verdict) -> bool:
@@ -202,7 +211,7 @@ def _pulled(markdown: str, slug: str) -> str:
         )
         return linked.replace("PLACE", f'data-from="{_topic_of(slug)}/{slug}" ')
 
-    text = re.sub(r"\*\*(?P<text>[^*\n]+?)\*\*\{(?P<attrs>[^}\n]*)\}", mark, markdown)
+    text = pages.MARK.sub(mark, markdown)
     return re.sub(r"\]\(#([\w-]+)\)", rf"]({slug}.md#\1)", text)
 
 

@@ -68,7 +68,7 @@ def one_run(name: str) -> dict[str, float]:
         "import json, sys, importlib\n"
         "module = importlib.import_module(sys.argv[1])\n"
         # Fewest rounds where the snippet says which: fewer make a harder test, and many minutes less.
-        "values = module.measure(scale=module.BRIEF) if hasattr(module, 'BRIEF') else module.measure()\n"
+        "values = module.measure(scale=module.BRIEF) if hasattr(module, 'BRIEF') else module.measure(small=True)\n"
         "print(json.dumps({k: float(v) for k, v in values.items()}))"
     )
     module = f"snippets.{name.replace('/', '.')}"
@@ -82,12 +82,21 @@ def one_run(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure, write the report, print passes a claim."""
-    parser = argparse.ArgumentParser(description=__doc__, epilog="Example: python -m tests.neighbour --runs 20")
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="Example: python -m tests.neighbour --runs 20 throughput/batching"
+    )
     parser.add_argument("--runs", type=int, default=RUNS, help="runs of each page")
-    runs = parser.parse_args().runs
-    pages: list[dict] = []
+    parser.add_argument("questions", nargs="*", help="measure these again and keep the others' runs; all by default")
+    told = parser.parse_args()
+    runs, all_wanted = told.runs, ratio_claims()
+    if unknown := set(told.questions) - set(all_wanted):
+        parser.error(f"no ratio claim in {', '.join(sorted(unknown))}; there are some in {', '.join(all_wanted)}")
+    kept = json.loads(REPORT.read_text(encoding="utf-8"))["pages"] if told.questions else []
+    again = told.questions or list(all_wanted)
+    pages = [page for page in kept if page["question"] in all_wanted and page["question"] not in again]
     with busy_neighbour():
-        for name, wanted in ratio_claims().items():
+        for name in again:
+            wanted = all_wanted[name]
             importlib.import_module(f"snippets.{name.replace('/', '.')}")  # a missing snippet fails here, with its name
             names = sorted({n for c in wanted for n in expression.names(c.check)})
             taken = [one_run(name) for _ in track(range(runs), name, console=console)]

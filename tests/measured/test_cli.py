@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from typer.testing import CliRunner, Result
 
 from measured import checks, rerun
 from measured.cli import app
+from measured.page import read_page
 from measured.rerun import Rerun
+from measured.values import CLASSES
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = sorted(get_command(app).commands)  # type: ignore[attr-defined]
@@ -105,7 +108,11 @@ def test_list_shows_pages_claims_and_recordings(mini) -> None:
     shown = run("list").output
     row = next(r for r in shown.splitlines() if NAME in r)
     date = mini.book().metadata["measured"]["recorded"]
-    assert " 6 " in row and row.count(date) == 2 and "stale" not in row
+    by_class = Counter(claim.value_class for claim in read_page(NAME).claims)
+    assert re.findall(r"[│|] +(\d+) (?= *[│|])", row) == [str(by_class[each]) for each in CLASSES]
+    assert sum(by_class.values()) == 6 and row.count(date) == 2 and "stale" not in row
+    assert NAME in run("list", "kv_cache").output and NAME not in run("list", "embeddings").output
+    assert run("list", "kvcache").exit_code == 2
     mini.replace("rows * columns", "columns * rows", mini.root / "snippets" / "models" / "tally.py")
     assert next(r for r in run("list").output.splitlines() if NAME in r).count("stale") == 2
 

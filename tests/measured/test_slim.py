@@ -11,7 +11,8 @@ POINT = '<path aria-label="n" transform="translate({x},{y})" d="M2,0A2,2,0,1,1,-
 
 
 def chart(*parts: str) -> str:
-    return f'<svg class="marks"><g class="a">{"".join(parts)}</g><g role="x"></g><text>0.25 of 1.375</text></svg>'
+    marks = f'<g class="a">{"".join(parts)}</g><g role="x"></g><text>0.25 of 1.375</text>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" class="marks">{marks}</svg>'
 
 
 def test_lines_of_a_colour_become_one_path_with_every_end() -> None:
@@ -31,10 +32,25 @@ def test_points_become_circles_at_their_places_in_their_colour() -> None:
 
 
 def test_words_stay_and_idle_markup_goes() -> None:
-    slimmed = slim(chart(POINT.format(x=1, y=1, ink="red")))
+    slimmed = slim(chart('<path class="background" d="M0,0h9v9h-9Z"/>', '<text transform="translate(7,15)"></text>'))
     assert "<text>0.25 of 1.375</text>" in slimmed
-    assert not re.search(r"class=|role=|aria-|<g[^>]*></g>", slimmed)
-    assert 'd="M2,0A2,2' in slimmed  # a single point needs no joining
+    assert not re.search(r"class=|role=|aria-|<g|<path", slimmed)
+
+
+def test_labels_of_one_look_share_it_at_their_own_places() -> None:
+    label = '<text text-anchor="{anchor}" transform="translate({x},15)" font-size="10px" fill="currentColor">{x}</text>'
+    slimmed = slim(chart(*[label.format(anchor="middle", x=x) for x in (1, 2)], label.format(anchor="end", x=3)))
+    assert (
+        '<g text-anchor="middle" fill="currentColor"><text x="1" y="15">1</text><text x="2" y="15">2</text></g>'
+        in slimmed
+    )
+    assert '<text x="3" y="15" text-anchor="end" fill="currentColor">3</text>' in slimmed
+
+
+def test_a_point_lies_above_the_line_it_belongs_to() -> None:
+    line = '<path d="M0,0L9,9" stroke="red" stroke-width="2"/>'
+    slimmed = slim(chart(POINT.format(x=1, y=1, ink="red"), line))
+    assert slimmed.index("L9,9") < slimmed.index("a2,2,0,1,1")
 
 
 def test_a_drawn_chart_keeps_its_lines_labels_and_points() -> None:

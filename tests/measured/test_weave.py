@@ -49,7 +49,7 @@ def test_outputs_stand_under_the_fence_that_made_them(mini) -> None:
     for index, code in ((2, "step_seconds"), (3, "box_columns")):
         fence = before(outs[index])
         assert "highlight" in (fence.get("class") or []) and code in fence.get_text()
-    values = outs[2].select(".tabbed-block")[0].select("table.ma-values")
+    values = outs[2].select("table.ma-values")
     assert [t["data-class"] for t in values] == ["D", "T", "R", "H"]
     rows = {r.th.get_text(): r.td.get_text() for t in values for r in t.select("tr") if r.th and r.td}
     texts = {"rows_count": "3", "box_bytes": "120", "mean_ratio": "0.5", "speed_ratio": "4", "step_seconds": "0.002"}
@@ -57,7 +57,7 @@ def test_outputs_stand_under_the_fence_that_made_them(mini) -> None:
 
 
 def test_tables_and_charts_come_from_the_recorded_series(mini) -> None:
-    block = shown(mini).select('div.ma-out[data-cell="3"] .tabbed-block')[0]
+    block = shown(mini).select('div.ma-out[data-cell="3"]')[0]
     table = one(block, ".ma-table table")
     assert one(table, "caption").get_text() == "Boxes by rows"
     assert [[c.get_text() for c in r.select("th, td")] for r in table.select("tbody tr")] == [
@@ -103,10 +103,23 @@ def test_an_annotation_list_stays_right_under_its_fence(mini) -> None:
     assert "highlight" in (before(notes).get("class") or [])
 
 
+def test_what_two_machines_agree_on_is_shown_once(mini) -> None:
+    for out in shown(mini).select("div.ma-out"):
+        assert not out.select(".tabbed-set")
+        assert one(out, "p.ma-same").get_text() == "The same on every machine recorded."
+
+
 def test_two_machines_are_tabs_linked_by_their_label(mini) -> None:
-    soup = shown(mini)
-    for out in soup.select("div.ma-out"):
+    path = mini.root / "recordings" / "one-thread" / f"{NAME}.ipynb"
+    book = path.read_text(encoding="utf-8")
+    slower = re.sub(r'("step_seconds": )0\.002', r"\g<1>0.003", book)
+    assert slower != book
+    path.write_text(slower, encoding="utf-8")
+    outs = {out["data-cell"]: out for out in shown(mini).select("div.ma-out")}
+    assert not outs["3"].select(".tabbed-set")  # what is the same stays one block
+    for out in [outs["2"]]:
         tabs = one(out, ".tabbed-set")
+        assert [block.select("td")[-1].get_text() for block in tabs.select(".tabbed-block")] == ["0.002", "0.003"]
         assert [la.get_text() for la in tabs.select(".tabbed-labels > label")] == [
             "This machine",
             "This machine, one thread",
@@ -115,6 +128,17 @@ def test_two_machines_are_tabs_linked_by_their_label(mini) -> None:
         assert [i.has_attr("checked") for i in inputs] == [True, False]
         assert [la["for"] for la in tabs.select(".tabbed-labels > label")] == [i["id"] for i in inputs]
         assert len(tabs.select(".tabbed-content > .tabbed-block")) == 2
+
+
+def test_a_power_in_an_attribute_does_not_end_the_bold_text(mini) -> None:
+    power = '**4**{ .exact data-expr="2**2 + 0 * box_bytes" }'
+    mini.append(f"It is {power}, and {power.replace('4', '16').replace('2 +', '4 +')} beside *it*.")
+    soup = shown(mini)
+    assert [e.get_text() for e in soup.select("strong.exact")][-2:] == ["4", "16"]
+    assert [str(e["title"]) for e in soup.select("strong.exact")][-2:] == [
+        "derived: 2**2 + 0 * box_bytes",
+        "derived: 2**4 + 0 * box_bytes",
+    ]
 
 
 def test_one_machine_needs_no_tabs(mini) -> None:

@@ -25,6 +25,8 @@ class Fault:
     reason: str
 
 
+TIMED = "throughput/batching"  # A page whose machines differ, so that it has tabs.
+
 # Empty today: the site's own style sheet and script mend what axe found in the theme.
 THEME_FAULTS: tuple[Fault, ...] = ()
 
@@ -91,12 +93,13 @@ def test_charts_are_drawn_and_told(visitor: Any, source: Any) -> None:
 
 
 def test_tabs_of_machines_switch_together(visitor: Any, source: Any, code_page: str) -> None:
-    """Choosing the other machine once shows it everywhere on the page."""
-    machines = source.machines_of(code_page)
-    assert len(machines) >= 2, f"{code_page} is recorded on {machines} alone"
+    """Choosing the other machine once shows it everywhere on the page; what machines agree on says so once."""
     page = visitor().open(code_page)
     sets = page.locator(".ma-out .tabbed-set")
-    assert sets.count() >= 1
+    if len(source.machines_of(code_page)) < 2 or sets.count() == 0:
+        assert sets.count() == 0
+        assert (page.locator(".ma-out .ma-same").count() > 0) == (len(source.machines_of(code_page)) >= 2)
+        return
     labels = sets.first.locator(".tabbed-labels > label")
     second = labels.nth(1).inner_text()
     expect(sets.first.locator(".tabbed-block").first).to_be_visible()
@@ -180,14 +183,13 @@ def test_formulas_are_mathml(visitor: Any, source: Any) -> None:
 
 
 def test_search_finds_a_claim(visitor: Any, source: Any, code_page: str) -> None:
-    """Words of a question's first claim lead to it, a topic's name to the topic: among the first three pages."""
+    """Words of a page's first claim lead to it: among the first three pages."""
     visit = visitor()
     page = visit.open(code_page)
     words = page.locator("h1").evaluate("e => e.firstChild.textContent")
-    if not code_page.endswith("/index"):
-        claim = page.locator(".md-content strong.claim").first
-        sentence = claim.evaluate("e => e.closest('p, li, td').innerText")
-        words = " ".join(re.findall(r"[A-Za-z][\w-]{4,}", f"{words} {sentence}")[:5])
+    claim = page.locator(".md-content strong.claim").first
+    sentence = claim.evaluate("e => e.closest('p, li, td').innerText")
+    words = " ".join(re.findall(r"[A-Za-z][\w-]{4,}", f"{words} {sentence}")[:5])
     page = visit.open("index")
     page.keyboard.press("/")
     expect(page.locator(".md-search__input")).to_be_focused()
@@ -199,8 +201,8 @@ def test_search_finds_a_claim(visitor: Any, source: Any, code_page: str) -> None
 
 
 def test_keyboard_skips_to_the_content_and_switches_a_tab(visitor: Any, source: Any) -> None:
-    name = next(n for n in source.pages() if source.fence_count(n) and len(source.machines_of(n)) >= 2)
-    page = visitor().open(name)
+    assert len(source.machines_of(TIMED)) >= 2
+    page = visitor().open(TIMED)
     page.keyboard.press("Tab")
     skip = page.locator(".md-skip")
     expect(skip).to_be_focused()

@@ -11,8 +11,6 @@ import pytest
 from bs4 import BeautifulSoup
 
 PAGE_BYTES = 100_000
-# Over the budget, and by how much it may be: a page of two curves and two machines' charts and tables of each.
-HEAVY = {"throughput/batching": 140_000}
 
 
 def _soup(folder: Path, name: str) -> BeautifulSoup:
@@ -51,7 +49,7 @@ def _loaded_by_css(text: str) -> list[str]:
 
 def test_page_is_light(site: Path, page_name: str) -> None:
     size = (site / f"{page_name}.html").stat().st_size
-    assert size < HEAVY.get(page_name, PAGE_BYTES), f"{page_name} is {size:,} bytes"
+    assert size < PAGE_BYTES, f"{page_name} is {size:,} bytes"
 
 
 def test_outputs_stand_in_the_page(site: Path, source: Any, code_page: str) -> None:
