@@ -360,6 +360,10 @@ def _formulas(page: Page, have: Recording) -> Found:
             continue
         if not true:
             yield fence.line, f"the formula is not what was recorded: {check}", "correct the formula or its check"
-        for number in numerals:
-            if number not in [float(n) for n in expression.literals(check)]:
-                yield fence.line, f"the formula's {number:g} is not in its check", "evaluate what is shown"
+        # As often as it is shown: a wrong numeral must not hide behind another part of the check that has it.
+        for number in Counter(numerals) - Counter(float(n) for n in expression.literals(check)):
+            yield (
+                fence.line,
+                f"the formula's {number:g} is not in its check as often as shown",
+                "evaluate what is shown",
+            )

@@ -62,22 +62,59 @@ def busy_neighbour(core: int = 0) -> Iterator[None]:
         process.wait()
 
 
-def one_run(name: str) -> dict[str, float]:
-    """All values of a question, measured in a process of its own as a reader's would be."""
-    code = (
-        "import json, sys, importlib\n"
-        "module = importlib.import_module(sys.argv[1])\n"
+# What times a page's ratios and nothing else; pages that are not here run all that they measure, at its briefest.
+TIMED = {
+    "kv_cache/heads_mha_gqa_mqa": """
+        clock.fix_allocator()
+        return m.speed_values(m.decode_times(2048, torch.float32, 9, pick(), m.WAYS))""",
+    "kv_cache/offloading": """
+        clock.fix_allocator()
+        timed = m.prefill_times(smollm2.decoder(m.fast_dtype(pick()), pick()), m.SMALL)
+        return m.ratio_values(timed, m.SMALL.lengths)""",
+    "kv_cache/prefix_caching": """
+        layer, scale = m.layer_decoder(torch.bfloat16, pick()), m.SMALL
+        saved = m.first_token_columns(layer, scale.prefixes, scale.new, scale.rounds, m.PrefixIndex)
+        return m.saved_values(saved, scale.shared, scale.new)""",
+    "kv_cache/quantized_cache": """
+        return m.speed_values(tokens=1024, rounds=6)""",
+    "kv_cache/speedup_over_recompute": """
+        lengths, decoder = (64, 768), smollm2.decoder(torch.bfloat16, pick())
+        return m.ratio_values(m.time_columns(m.timed(decoder, lengths, rounds=3), lengths, decoder.geometry))""",
+    "quantization/formats_and_fast_paths": """
+        return m.rate_values(m.rates(m.products(64, pick()), 64, 5, pick()))[0]""",
+    "quantization/inference_speed": """
+        layer = m.ways(torch.randn(m.SMALL.layer, generator=torch.Generator().manual_seed(0)) * 0.02, torch.bfloat16)
+        return m._measure(m.SMALL, pick(), layer, ("FP32", "INT8"), {}, {})""",
+    "quantization/training_memory_and_speed": """
+        clock.fix_allocator()
+        step = m.step_times(m.Recipe(autocast=True), m.SMALL.rounds, pick())
+        update = m.update_times(m.Recipe(codes=True), m.SMALL.rounds, pick())
+        return {"step_ratio": step.ratio("FP32", "other"), "update_ratio": update.ratio("other", "FP32")}""",
+}
+_WHOLE = """
         # Fewest rounds where the snippet says which: fewer make a harder test, and many minutes less.
-        "values = module.measure(scale=module.BRIEF) if hasattr(module, 'BRIEF') else module.measure(small=True)\n"
-        "print(json.dumps({k: float(v) for k, v in values.items()}))"
+        return m.measure(scale=m.BRIEF) if hasattr(m, "BRIEF") else m.measure(small=True)"""
+
+
+def taken(name: str, runs: int) -> Iterator[dict[str, float]]:
+    """Values of a question's ratios, measured `runs` times in a process of their own."""
+    code = (
+        "import json, torch\n"
+        "from snippets.instruments import clock\n"
+        "from snippets.instruments.device import pick\n"
+        "from snippets.models import smollm2\n"
+        f"from snippets.{name.replace('/', ' import ')} as m\n"
+        f"def run():{TIMED.get(name, _WHOLE)}\n"
+        f"for _ in range({runs}):\n"
+        "    print(json.dumps({k: float(v) for k, v in run().items()}), flush=True)\n"
     )
-    module = f"snippets.{name.replace('/', '.')}"
     threads = str(recording.machine_table(project.root())[project.primary_machine()]["threads"])
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
-    done = subprocess.run(
-        [sys.executable, "-c", code, module], capture_output=True, text=True, check=True, env=environment
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
+    for line in process.stdout or ():
+        yield json.loads(line)
+    if process.wait():
+        raise RuntimeError(f"{name}: measuring failed; its message stands above")
 
 
 def main() -> None:
@@ -99,8 +136,10 @@ def main() -> None:
             wanted = all_wanted[name]
             importlib.import_module(f"snippets.{name.replace('/', '.')}")  # a missing snippet fails here, with its name
             names = sorted({n for c in wanted for n in expression.names(c.check)})
-            taken = [one_run(name) for _ in track(range(runs), name, console=console)]
-            pages.append({"question": name, "values": [{n: run[n] for n in names} for run in taken]})
+            found = list(track(taken(name, runs), name, total=runs, console=console))
+            pages.append({"question": name, "values": [{n: run[n] for n in names} for run in found]})
+            if len(found) < runs:
+                raise RuntimeError(f"{name}: {len(found)} of {runs} runs")
     machine = next(recording.primary(p["question"]) for p in pages)
     report = {
         "machine": machine.label if machine else "",
