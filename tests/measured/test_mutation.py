@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence
@@ -164,10 +165,8 @@ def test_a_formula_changed_is_found(name: str, fence: pages.Fence) -> None:
     rough = changed_checks(formula, (2, 0.5)) if within else ()
     wrong_checks = [f"{check} <= {tolerance}" for check in rough] or changed_checks(tolerance)
     for check in wrong_checks if shown else ():
-        try:
+        with contextlib.suppress(ExpressionError):  # A logarithm of less than nothing is found as well.
             assert not claims.expression.evaluate(check, have.values), check
-        except ExpressionError:
-            pass  # A logarithm of less than nothing is found as well.
     for numeral in set(shown):
         for other in changed(float(numeral), numeral):
             body = re.sub(rf"(?<![\d.]){re.escape(numeral)}(?![\d.])", other.replace(",", ""), fence.body)
