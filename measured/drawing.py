@@ -30,9 +30,13 @@ def draw(bundle: dict[str, Any]) -> str:
             title=bundle["x_title"],
             scale=x_scale,
             sort=None,
-            axis=altair.Axis(values=sorted(set(data[x])) if bundle["log_x"] else altair.Undefined, labelAngle=0),
+            axis=altair.Axis(
+                values=sorted(set(data[x])) if bundle["log_x"] else altair.Undefined,
+                labelAngle=0,
+                format=altair.Undefined if worded else _format(data[x]),
+            ),
         ),
-        "y": altair.Y(f"{y}:Q", title=bundle["y_title"], scale=y_scale),
+        "y": altair.Y(f"{y}:Q", title=bundle["y_title"], scale=y_scale, axis=altair.Axis(format=_format(data[y]))),
     }
     if color:
         domain = list(dict.fromkeys(data[color]))
@@ -63,6 +67,13 @@ def draw(bundle: dict[str, Any]) -> str:
         "view": {"stroke": None},
     }
     return vl_convert.vegalite_to_svg(spec)
+
+
+def _format(values: list[float]) -> Any:
+    """Millions and more with a prefix (1.5M), so that a label is no row of zeros."""
+    import altair
+
+    return ".3~s" if max(map(abs, values)) >= 1e6 else altair.Undefined
 
 
 def alternative(bundle: dict[str, Any]) -> str:

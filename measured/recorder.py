@@ -180,11 +180,15 @@ def _sockets(kernel: Any) -> Iterator[None]:
         yield
 
 
-def kernel_environment(threads: int) -> dict[str, str]:
-    """Environment of a page's kernel: threads set before torch loads, the timing lock held by the caller."""
-    from snippets.instruments.clock import LOCK_HELD
+def kernel_environment(threads: int, *, free_cores: bool = False) -> dict[str, str]:
+    """Environment of a page's kernel: threads set before torch loads, the timing lock held by the caller.
+
+    With `free_cores` its comparisons leave busy cores to others; without, as when recording, never.
+    """
+    from snippets.instruments.clock import FREE_CORES, LOCK_HELD
 
     environment = {**os.environ, "MEASURED_ROOT": str(project.root()), "PYTHONHASHSEED": "0", LOCK_HELD: "1"}
+    environment[FREE_CORES] = "1" if free_cores else ""
     if threads:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     return environment

@@ -97,7 +97,8 @@ def run_again(name: str, path: Path, *, extra_path: Path | None = None) -> Rerun
     threads = recording.machine_table(project.root()).get(project.primary_machine(), {}).get("threads", 0)
     with tempfile.TemporaryDirectory() as scratch:
         report, side = Path(scratch) / "report.xml", Path(scratch) / "status.jsonl"
-        environment = recorder.kernel_environment(min(threads, os.cpu_count() or 1)) | {"MEASURED_STATUS": str(side)}
+        environment = recorder.kernel_environment(min(threads, os.cpu_count() or 1), free_cores=True)
+        environment["MEASURED_STATUS"] = str(side)
         if extra_path:
             environment["PYTHONPATH"] = str(extra_path)
         command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env"]

@@ -105,13 +105,18 @@ def _values(bundle: dict[str, Any]) -> str:
     if value_class == "T":
         means += f" ({bundle['tolerance']:g}: {bundle['because']})"
     rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{_number(name, value)}</td></tr>'
-        for name, value in [(n, bundle["values"][n]) for n in bundle["names"]]
+        f'<tr><th scope="row"><code>{_breakable(name)}</code></th><td>{_number(name, bundle["values"][name])}</td></tr>'
+        for name in bundle["names"]
     )
     return (
         f'<table class="ma-values" data-class="{value_class}"><caption><span class="ma-class">{value_class}</span> '
         f"{html.escape(means)}</caption><tbody>{rows}</tbody></table>"
     )
+
+
+def _breakable(name: str) -> str:
+    """A long name that breaks behind a word, where the screen is narrow."""
+    return html.escape(name).replace("_", "_<wbr />")
 
 
 def _number(name: str, value: float) -> str:
@@ -120,6 +125,9 @@ def _number(name: str, value: float) -> str:
 
     spec = ",.0f" if float(value).is_integer() and abs(value) < 1e15 else ",.4g"
     return html.escape(render(name, value, spec))
+
+
+_NO_BREAK = "\N{NO-BREAK SPACE}"  # a number and its unit stay on one line
 
 
 def _table(bundle: dict[str, Any], each: Recording) -> str:
@@ -131,14 +139,14 @@ def _table(bundle: dict[str, Any], each: Recording) -> str:
     rows = []
     for cells in zip(*[recorded[c] for c in columns], strict=True):
         texts = [
-            v if isinstance(v, str) else render(c, v, formats.get(c, ",.6g"))
+            v if isinstance(v, str) else render(c, v, formats.get(c, ",.6g")).replace(" ", _NO_BREAK)
             for c, v in zip(columns, cells, strict=True)
         ]
         first, *rest = [html.escape(t) for t in texts]
         rows.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{t}</td>" for t in rest)}</tr>')
     return (
         f'<div class="ma-table" tabindex="0" role="region" aria-label="{html.escape(bundle["caption"])}"><table>'
-        f"<caption>{html.escape(bundle['caption'])}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<caption><span>{html.escape(bundle['caption'])}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
 
@@ -153,7 +161,8 @@ def _chart(bundle: dict[str, Any], svg: str, key: str) -> str:
     svg = slim(svg)
     svg = re.sub(r"<svg ", f'<svg role="img" aria-label="{told}" ', svg, count=1)
     return (
-        f'<figure class="ma-chart"><figcaption>{html.escape(bundle["title"])}</figcaption>{svg}'
+        f'<figure class="ma-chart"><figcaption>{html.escape(bundle["title"])}</figcaption>'
+        f'<div class="ma-drawing" tabindex="0" role="region" aria-label="{html.escape(bundle["title"])}">{svg}</div>'
         "<details><summary>Data table</summary>"
         f"{_drawn(bundle)}</details></figure>"
     )

@@ -1,6 +1,7 @@
 """Every R claim beside a busy neighbour: `python -m tests.neighbour` measures each page's values again and again.
 
-A neighbour keeps one core busy for as long as it runs. The values of every run are written to
+A neighbour keeps one core busy for as long as it runs, and the clock is told to time on free cores, as it is where
+recordings are run again. The values of every run are written to
 `tests/reports/beside_neighbour.json`; `tests/test_neighbour_report.py` reads the report and judges each run anew.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -20,8 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from measured import claims, expression, project, recording
+from measured import claims, expression, project, recorder, recording
 from measured.page import Claim
+from snippets.instruments.clock import LOCK_HELD
 
 REPORT = Path(__file__).parent / "reports" / "beside_neighbour.json"
 RUNS = 20
@@ -62,8 +63,18 @@ def busy_neighbour(core: int = 0) -> Iterator[None]:
         process.wait()
 
 
+# What a page's runs share and none of them times.
+ONCE = {
+    "embeddings/vector_search": """
+scale = replace(m.Scale(), counts=(m.Scale().counts[0], m.Scale().counts[-1]), rounds=3)
+made = m.built(m.retrieval.vectors(scale.questions, scale.titles, str(pick())), scale)""",
+}
 # What times a page's ratios and nothing else; pages that are not here run all that they measure, at its briefest.
 TIMED = {
+    "embeddings/matrix_share": """
+        return m.timed_values(pick(), rounds=6)""",
+    "embeddings/vector_search": """
+        return m.count_values(m.count_columns(made, scale, pick()))""",
     "kv_cache/heads_mha_gqa_mqa": """
         clock.fix_allocator()
         return m.speed_values(m.decode_times(2048, torch.float32, 9, pick(), m.WAYS))""",
@@ -83,13 +94,37 @@ TIMED = {
     "quantization/formats_and_fast_paths": """
         return m.rate_values(m.rates(m.products(64, pick()), 64, 5, pick()))[0]""",
     "quantization/inference_speed": """
-        layer = m.ways(torch.randn(m.SMALL.layer, generator=torch.Generator().manual_seed(0)) * 0.02, torch.bfloat16)
-        return m._measure(m.SMALL, pick(), layer, ("FP32", "INT8"), {}, {})""",
+        clock.fix_allocator()
+        scale = m.Scale(rows=(1, 512), between=(), rounds=9, long_rounds=3, largest=2, sweep_rounds=5)
+        layer = m.ways(torch.randn(scale.layer, generator=torch.Generator().manual_seed(0)) * 0.02, torch.bfloat16)
+        return m._measure(scale, pick(), layer, ("FP32", "INT8"), {}, {})""",
     "quantization/training_memory_and_speed": """
         clock.fix_allocator()
         step = m.step_times(m.Recipe(autocast=True), m.SMALL.rounds, pick())
         update = m.update_times(m.Recipe(codes=True), m.SMALL.rounds, pick())
         return {"step_ratio": step.ratio("FP32", "other"), "update_ratio": update.ratio("other", "FP32")}""",
+    "throughput/capacity_and_cost": """
+        return m.model_values(m.run_model(smollm2.decoder(torch.bfloat16, pick()), replace(m.Scale(), rounds=3)))""",
+    "throughput/continuous_batching": """
+        clock.fix_allocator()
+        return m.pause_values(smollm2.decoder(torch.float32, pick()), m.Scale())""",
+    "throughput/determinism": """
+        return m.price_values(m.Scale(), pick())[0]""",
+    "throughput/efficient_attention": """
+        clock.fix_allocator()
+        scale = replace(m.Scale(), lengths=(256, 2048), rounds=3, long_rounds=3)
+        return m.time_values(m.time_columns(scale, pick())) | m.long_values(scale, pick())""",
+    "throughput/latency_numbers": """
+        return m.stall_values(m.live_run(smollm2.decoder(torch.float32, pick()), m.SMALL)[0])""",
+    "throughput/prefill_and_decode": """
+        scale, decoder = replace(m.Scale(), rows=(1, 512), rounds=3), smollm2.decoder(torch.bfloat16, pick())
+        layer = m.time_layer(m.random_block(scale.layer, torch.bfloat16, pick()), scale)
+        model = m.time_model(m.model_calls(decoder, scale.prompt_tokens), scale.prompt_tokens, scale.rounds, pick())
+        return m.layer_values(layer, scale)[0] | model""",
+    "throughput/speculative_decoding": """
+        scale = replace(m.Scale(), checked=(1, 5), rounds=3)
+        checked = m.check_values(m.check_columns(scale, pick()))
+        return checked | m.lookup_times(smollm2.decoder(torch.float32, pick()), scale) | m.costly_times(scale)""",
 }
 _WHOLE = """
         # Fewest rounds where the snippet says which: fewer make a harder test, and many minutes less.
@@ -100,16 +135,19 @@ def taken(name: str, runs: int) -> Iterator[dict[str, float]]:
     """Values of a question's ratios, measured `runs` times in a process of their own."""
     code = (
         "import json, torch\n"
+        "from dataclasses import replace\n"
         "from snippets.instruments import clock\n"
         "from snippets.instruments.device import pick\n"
         "from snippets.models import smollm2\n"
         f"from snippets.{name.replace('/', ' import ')} as m\n"
+        f"{ONCE.get(name, '')}\n"
         f"def run():{TIMED.get(name, _WHOLE)}\n"
         f"for _ in range({runs}):\n"
         "    print(json.dumps({k: float(v) for k, v in run().items()}), flush=True)\n"
     )
-    threads = str(recording.machine_table(project.root())[project.primary_machine()]["threads"])
-    environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+    threads = recording.machine_table(project.root())[project.primary_machine()]["threads"]
+    environment = recorder.kernel_environment(threads, free_cores=True)
+    del environment[LOCK_HELD]  # it takes the timing lock itself
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     for line in process.stdout or ():
         yield json.loads(line)
@@ -128,19 +166,26 @@ def main() -> None:
     runs, all_wanted = told.runs, ratio_claims()
     if unknown := set(told.questions) - set(all_wanted):
         parser.error(f"no ratio claim in {', '.join(sorted(unknown))}; there are some in {', '.join(all_wanted)}")
-    kept = json.loads(REPORT.read_text(encoding="utf-8"))["pages"] if told.questions else []
+    kept = json.loads(REPORT.read_text(encoding="utf-8"))["pages"] if REPORT.is_file() else []
     again = told.questions or list(all_wanted)
-    pages = [page for page in kept if page["question"] in all_wanted and page["question"] not in again]
+    pages = {page["question"]: page for page in kept if page["question"] in all_wanted}
     with busy_neighbour():
         for name in again:
             wanted = all_wanted[name]
             importlib.import_module(f"snippets.{name.replace('/', '.')}")  # a missing snippet fails here, with its name
             names = sorted({n for c in wanted for n in expression.names(c.check)})
             found = list(track(taken(name, runs), name, total=runs, console=console))
-            pages.append({"question": name, "values": [{n: run[n] for n in names} for run in found]})
             if len(found) < runs:
                 raise RuntimeError(f"{name}: {len(found)} of {runs} runs")
-    machine = next(recording.primary(p["question"]) for p in pages)
+            # Written page by page: a later one's failure loses nothing.
+            pages[name] = {"question": name, "values": [{n: run[n] for n in names} for run in found]}
+            report = _write([pages[one] for one in all_wanted if one in pages], runs)
+    for line in summary(report):
+        console.print(line, highlight=False)
+
+
+def _write(pages: list[dict], runs: int) -> dict:
+    machine = next(recording.primary(page["question"]) for page in pages)
     report = {
         "machine": machine.label if machine else "",
         "neighbour": "one core kept busy throughout",
@@ -148,8 +193,7 @@ def main() -> None:
         "pages": pages,
     }
     project.write_atomically(REPORT, json.dumps(report, indent=1) + "\n")
-    for line in summary(report):
-        console.print(line, highlight=False)
+    return report
 
 
 def summary(report: dict) -> list[str]:
@@ -157,6 +201,9 @@ def summary(report: dict) -> list[str]:
     lines = []
     values = {page["question"]: page["values"] for page in report["pages"]}
     for name, wanted in ratio_claims().items():
+        if name not in values:
+            lines.append(f"{name}: not measured yet")
+            continue
         for claim in wanted:
             passes = sum(claims.holds(claim, run) for run in values[name])
             first = sorted(expression.names(claim.check))[0]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,24 +9,13 @@ import pytest
 
 from measured import claims, expression, project, recording
 from measured.page import Claim, read_page
+from tests.small import controlled, measured_small
 
 pytestmark = pytest.mark.models
 ROOT = Path(__file__).resolve().parents[1]
 QUESTIONS = project.question_names()
 CLAIMS = [c for name in project.page_names() for c in read_page(name).claims]
 BITING = [c for c in CLAIMS if c.value_class in ("T", "R")]
-
-
-@functools.cache
-def measured_small(question: str) -> Mapping[str, float]:
-    """What a question's snippet measures at small scale."""
-    return importlib.import_module(f"snippets.{question.replace('/', '.')}").measure(small=True)
-
-
-@functools.cache
-def controlled(question: str) -> Mapping[str, float]:
-    """The same with the technique replaced by its baseline."""
-    return importlib.import_module(f"snippets.{question.replace('/', '.')}").control()
 
 
 def snippets_of(claim: Claim) -> list[str]:

@@ -26,15 +26,6 @@ def test_there_are_ratio_claims_to_report() -> None:
     assert CLAIMS
 
 
-# Calls of about a millisecond on every core: each waits at a barrier for the core that the neighbour has, one side of
-# the ratio more often than the other. They hold on a machine of their own, where nbval gates them; here they may not.
-DISTURBED = {
-    *("ff-int8-fast", "ff-fp8-slow", "ff-operator"),
-    *("is-one-int4", "is-one-int8-fp32", "is-one-w8a8", "is-many-int4", "is-many-int8", "is-many-w8a8"),
-    *("is-many-w8a8-int8", "is-naive", "tr-update-slow", "heads-gqa-speed", "pc-first-token", "recompute-short"),
-}
-
-
 def passes(name: str, claim: claims.Claim, reported: dict) -> int:
     runs = reported[name]
     assert len(runs) >= neighbour.RUNS
@@ -44,11 +35,11 @@ def passes(name: str, claim: claims.Claim, reported: dict) -> int:
 
 @pytest.mark.parametrize(("name", "claim"), CLAIMS, ids=[c.id for _, c in CLAIMS])
 def test_ratio_claim_beside_the_neighbour(name: str, claim: claims.Claim, reported: dict) -> None:
-    """It held, or it is named as one that does not: no claim fails there unnoticed, and none is excused that held."""
+    assert name in reported, f"not measured yet: run python -m tests.neighbour {name}"
     held = passes(name, claim, reported)
     # A claim that fails is measured again once, so one failure in this many is within what the gate forgives.
     told = f"{claim.id} held in {held} of {len(reported[name])} runs: run python -m tests.neighbour {name}"
-    assert (held < len(reported[name]) - 1) == (claim.id in DISTURBED), told
+    assert held >= len(reported[name]) - 1, told
 
 
 def test_runs_differ_as_measurements_do(reported: dict) -> None:

@@ -38,6 +38,14 @@ SHORTEST_SAMPLE_SECONDS = 1e-3
 LOCK_HELD = "MEASURED_TIMING_LOCK_HELD"
 """Name of the environment variable by which a process hands its hold on the timing lock to a child."""
 
+FREE_CORES = "MEASURED_TIME_ON_FREE_CORES"
+"""Name of the environment variable that makes comparisons leave a core to each other program that keeps one busy.
+
+On fewer threads a ratio is that of a smaller machine; on a core shared with another program it is none at all, since
+threads wait for each other and one side of a comparison does so more often. For running claims again, never for
+recording: the seconds are those of fewer threads.
+"""
+
 FEWEST_SAMPLES = 3
 """Samples that a median and a range of one function rest on, at the least."""
 
@@ -200,7 +208,8 @@ def interleave(
     before it (untimed; one for all, or one by name); otherwise as many calls as a sample needs to last
     `SHORTEST_SAMPLE_SECONDS`. Caches are flushed before each sample on such a device unless `flush_cache`
     says otherwise, and stay warm on a CPU. A block with more foreign load than the limit is repeated; after
-    as many repeats as blocks the quietest ones are kept.
+    as many repeats as blocks the quietest ones are kept. Where `FREE_CORES` is set, cores that others keep busy
+    from the start are left to them, and are no foreign load.
 
     Raises:
         ValueError: no function, fewer than two rounds, no block, or a setup of an unknown function.
@@ -221,7 +230,7 @@ def interleave(
             flush()
         return devices.elapsed_seconds(functions[name], target, calls) / calls
 
-    with timing_lock(), _no_garbage_collection():
+    with timing_lock(), _no_garbage_collection(), _free_threads(target) as left_share:
         calls = {}
         for name in functions:
             sample(name, 1)  # warm-up: compiles, allocates, faults pages in
@@ -235,7 +244,8 @@ def interleave(
             watch = _ForeignLoad()
             time.sleep(pause_seconds)
             block = [{name: sample(name, n) for name, n in calls.items()} for _ in range(rounds_a_block)]
-            (loaded if watch.share() > foreign_load_limit else kept).append((watch.last_share, block))
+            (loaded if watch.share() > foreign_load_limit + left_share else kept).append((watch.last_share, block))
+        threads = torch.get_num_threads()
     tried = len(kept) + len(loaded)
     kept += sorted(loaded, key=lambda one: one[0])[: blocks - len(kept)]
     taken = [taken for _, block in kept for taken in block]
@@ -243,9 +253,30 @@ def interleave(
         samples={name: tuple(one[name] for one in taken) for name in functions},
         blocks=len(kept),
         discarded_blocks=tried - len(kept),
-        threads=torch.get_num_threads(),
+        threads=threads,
         foreign_load_share=max(share for share, _ in kept) if watch.known else None,
     )
+
+
+_LOOK_SECONDS = 0.1  # ten of the kernel's ticks
+
+
+@contextmanager
+def _free_threads(device: torch.device) -> Iterator[float]:
+    """Compute on as many threads as there are cores that nobody keeps busy, where `FREE_CORES` asks for it.
+
+    Yields the share of the processors that is left to others.
+    """
+    before, cores, left = torch.get_num_threads(), devices.cpu_count(), 0
+    if os.environ.get(FREE_CORES) and not devices.has_events(device):
+        watch = _ForeignLoad()
+        time.sleep(_LOOK_SECONDS)
+        left = min(round(watch.share() * cores), cores - 1)
+    torch.set_num_threads(min(before, cores - left))
+    try:
+        yield left / cores
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

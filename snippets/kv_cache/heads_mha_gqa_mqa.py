@@ -9,7 +9,7 @@ Cost: `measured list` shows the seconds of each recording.
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -28,7 +28,6 @@ from snippets.models.language_loss import paired_difference, unseen_windows, win
 from snippets.models.shapes import LLAMA_3_8B, Geometry, parameters
 
 KV_HEADS = {"mha": LLAMA_3_8B.heads, "gqa": LLAMA_3_8B.kv_heads, "mqa": 1}
-UPTRAINING_STEPS = 100  # as many as `trained.continued` takes: pooled and untouched decoders read the same text
 
 
 # --8<-- [start:bytes]
@@ -261,19 +260,32 @@ def loss_values(columns: Mapping[str, list]) -> dict[str, float]:
     }
 
 
-def small_values(seeds: Sequence[int], windows: Tensor, ways: Mapping[str, Merge], steps: int) -> dict[str, float]:
-    """Small decoders trained here, their KV heads made one; the first of them pooled, then trained on for `steps`."""
+def uptrained(seed: int) -> Decoder:
+    """The small decoder of that seed, pooled, then trained on the text that `trained.continued` reads; kept like it."""
+    geometry = replace(trained.GEOMETRIES["small"], kv_heads=1)
+    how = inspect.getsource(converted) + inspect.getsource(pooled)
+    return trained.further(
+        f"small-{seed}-pooled", geometry, seed, lambda: converted(trained.decoder("small", seed), pooled), how=how
+    )
+
+
+def prepare() -> None:
+    """The uptraining that the page evaluates; returns at once where it is done."""
+    uptrained(trained.SEEDS[0])
+
+
+def small_values(
+    seeds: Sequence[int], windows: Tensor, ways: Mapping[str, Merge], finished: Callable[[int], Decoder] = uptrained
+) -> dict[str, float]:
+    """Small decoders trained here, their KV heads made one; the first of them pooled and trained on: `finished`."""
     found = [loss_columns(trained.decoder("small", seed), windows, ways)["added_nats"][2:] for seed in seeds]
     original = trained.decoder("small", seeds[0])
-    merged = copy.deepcopy(converted(original, ways[MEAN]))
-    if steps:
-        trained.train(merged, trained.corpus()[0], steps, 100 + seeds[0], rate=trained.FURTHER_RATE)
-    after = window_nats(merged, windows)
+    after = window_nats(finished(seeds[0]), windows)
     added, _ = paired_difference(after, window_nats(original, windows))
     left, left_error = paired_difference(after, window_nats(trained.continued(seeds[0]), windows))
     return {
         "seeds_count": len(seeds),
-        "uptraining_count": steps,
+        "uptraining_count": trained.FURTHER_STEPS,
         "training_count": trained.STEPS,
         "small_pooled_added_nats": fmean(mean for mean, *_ in found),
         "small_least_pooled_nats": min(mean for mean, *_ in found),
@@ -290,7 +302,7 @@ def _measured(
     device: torch.device,
     ways: Mapping[str, Attend],
     conversions: Callable[[Geometry], Mapping[str, Merge]],
-    steps: int,
+    finished: Callable[[int], Decoder] = uptrained,
 ) -> dict[str, float]:
     clock.fix_allocator()
     tokens, rounds = (2048, 9) if small else (8192, 21)
@@ -305,13 +317,13 @@ def _measured(
         **speed_values(decode_times(tokens, torch.float32, rounds, device, ways)),
         **prefill_values(256 if small else 1024, rounds, device),
         **loss_values(loss_columns(decoder, windows.to(device), conversions(decoder.geometry))),
-        **small_values(seeds, held_out, conversions(trained.GEOMETRIES["small"]), steps),
+        **small_values(seeds, held_out, conversions(trained.GEOMETRIES["small"]), finished),
     }
 
 
 def measure(*, small: bool = False, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:
     """Every value of the page; `small` takes fewer tokens, rounds, windows and seeds. All that it times is FP32."""
-    return _measured(small, pick(device), WAYS, merges, 10 if small else UPTRAINING_STEPS)
+    return _measured(small, pick(device), WAYS, merges)
 
 
 def tiled(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -326,7 +338,11 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
     def swapped(geometry: Geometry) -> dict[str, Merge]:
         return {name: pooled if name == COPIES else lambda heads: heads for name in merges(geometry)}
 
-    return _measured(small, pick(device), dict.fromkeys(WAYS, tiled), swapped, 0)
+    def left_alone(seed: int) -> Decoder:
+        ways = swapped(trained.GEOMETRIES["small"])
+        return converted(trained.decoder("small", seed), ways[MEAN])
+
+    return _measured(small, pick(device), dict.fromkeys(WAYS, tiled), swapped, left_alone)
 
 
 if __name__ == "__main__":

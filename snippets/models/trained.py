@@ -147,19 +147,51 @@ def continued(seed: int = 0, scheme: Scheme | None = None) -> Decoder:
 
     Both see the same text in the same order. The weights are the unrounded ones: round them with the same scheme.
     """
-    geometry = GEOMETRIES["small"]
+    label = "plain" if scheme is None else f"int{scheme.bits}"
+    return further(f"small-{seed}-{label}", GEOMETRIES["small"], seed, lambda: decoder("small", seed), scheme=scheme)
+
+
+def further(
+    label: str,
+    geometry: Geometry,
+    seed: int,
+    start: Callable[[], Decoder],
+    *,
+    scheme: Scheme | None = None,
+    how: str = "",
+) -> Decoder:
+    """What `start` gives, trained `FURTHER_STEPS` on: the same text in the same order for every start of that seed.
+
+    Args:
+        label: names the file that is kept.
+        geometry: of the decoder that `start` gives.
+        seed: of the small decoder that it was made of; it orders the text too.
+        start: makes the decoder to go on with; a copy of it is trained.
+        scheme: rounds the matrices in the forward pass, as in `train`.
+        how: source of the code that `start` changes the small decoder by, so that other code makes another file.
+    """
 
     def make(each: Callable[[], object]) -> Decoder:
-        further = copy.deepcopy(decoder("small", seed))
+        made = copy.deepcopy(start())
         train(
-            further, corpus()[0], FURTHER_STEPS, 100 + seed,
+            made, corpus()[0], FURTHER_STEPS, 100 + seed,
             scheme=scheme, rate=FURTHER_RATE, batch=BATCH, length=LENGTH, each=each,
         )  # fmt: skip
-        return further
+        return made
 
-    label = "plain" if scheme is None else f"int{scheme.bits}"
-    configuration = (geometry, seed, scheme, STEPS, RATE, FURTHER_STEPS, FURTHER_RATE, BATCH, LENGTH)
-    return _cached(f"small-{seed}-{label}", configuration, make, geometry, FURTHER_STEPS)
+    configuration = (
+        geometry,
+        seed,
+        scheme,
+        STEPS,
+        RATE,
+        FURTHER_STEPS,
+        FURTHER_RATE,
+        BATCH,
+        LENGTH,
+        *filter(None, [how]),
+    )
+    return _cached(label, configuration, make, geometry, FURTHER_STEPS)
 
 
 def prepare() -> None:

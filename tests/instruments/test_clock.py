@@ -282,6 +282,49 @@ def test_a_busy_neighbour_is_seen_and_its_blocks_discarded():
     assert taken.foreign_load_share > 0.5 / devices.cpu_count()
 
 
+def threads_used(monkeypatch, **options):
+    """(threads of the process, threads inside a sample, what was taken)."""
+    seen = []
+    taken = interleave(
+        {"a": lambda: seen.append(torch.get_num_threads())},
+        device="cpu",
+        rounds=3,
+        blocks=1,
+        pause_seconds=0,
+        **options,
+    )
+    assert len(set(seen)) == 1
+    return torch.get_num_threads(), seen[0], taken
+
+
+@needs_proc
+@pytest.mark.skipif(devices.cpu_count() < 2, reason="a neighbour can be left a core only where there are two")
+def test_a_busy_core_is_left_to_the_neighbour_where_that_is_asked_for(monkeypatch):
+    monkeypatch.setenv(clock.FREE_CORES, "1")
+    before = torch.get_num_threads()
+    with clock.timing_lock(), busy_neighbour():
+        after, inside, taken = threads_used(monkeypatch)
+    assert after == before
+    assert inside == taken.threads == min(before, devices.cpu_count() - 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "share", "left"), [("1", 0.0, 0), ("1", 0.9 / 8, 1), ("1", 0.5, 4), ("1", 1.0, 7), ("", 0.5, 0)]
+)
+def test_threads_are_those_that_nobody_keeps_busy(asked, share, left, monkeypatch):
+    monkeypatch.setenv(clock.FREE_CORES, asked)
+    monkeypatch.setattr(devices, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    played_load(monkeypatch, ([share] if asked else []) + [share] * 2)
+    taken = interleave({"a": lambda: None}, device="cpu", rounds=2, blocks=1, pause_seconds=0)
+    assert chosen == [8 - left, 8]
+    # What is left to others is no reason to discard a block; as much load without the room for it is.
+    roomy = share <= left / 8 + clock.FOREIGN_LOAD_LIMIT
+    assert taken.discarded_blocks == (0 if roomy else 1)
+
+
 @needs_proc
 def test_our_own_work_is_no_foreign_load():
     a, out = torch.ones(500, 500), torch.empty(500, 500)

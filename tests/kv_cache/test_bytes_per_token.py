@@ -11,6 +11,7 @@ from snippets.instruments.memory import allocated_by, storage_bytes
 from snippets.kv_cache import bytes_per_token as snippet
 from snippets.models import shapes
 from snippets.models.decoder import Decoder, KVCache, initialize
+from tests.small import controlled, measured_small
 
 ODD = dataclasses.replace(
     shapes.SMOLLM2_135M, name="odd", layers=3, hidden=40, heads=10, kv_heads=5, head_dim=14, ffn=12, vocabulary=11
@@ -77,7 +78,7 @@ def test_levers_agree_with_real_tensors() -> None:
 
 @pytest.mark.models
 def test_control_breaks_what_the_page_claims() -> None:
-    found, control = snippet.measure(small=True), snippet.control()
+    found, control = measured_small("kv_cache/bytes_per_token"), controlled("kv_cache/bytes_per_token")
     assert found["filled_formula_bytes"] == found["filled_storage_bytes"] == found["filled_allocated_bytes"]
     assert found["unwritten_count"] == found["residual_bytes"] == 0
     assert control["filled_formula_bytes"] != control["filled_storage_bytes"]

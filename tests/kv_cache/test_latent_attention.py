@@ -7,6 +7,7 @@ import torch
 
 from snippets.kv_cache import latent_attention as snippet
 from snippets.kv_cache.latent_attention import LatentShape
+from tests.small import controlled, measured_small
 
 EPSILON = 2**-24
 
@@ -79,6 +80,6 @@ def test_trap_a_rotation_between_query_and_key_cannot_be_moved() -> None:
 
 
 def test_control_breaks_what_the_page_claims() -> None:
-    found, control = snippet.measure(small=True), snippet.control()
+    found, control = measured_small("kv_cache/latent_attention"), controlled("kv_cache/latent_attention")
     assert found["output_difference"] <= 1e-5 < control["output_difference"]
     assert control["latent_token_bytes"] != 70_272

@@ -12,18 +12,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from snippets.kv_cache import offloading as snippet
 from snippets.models import smollm2
-from snippets.models.decoder import Decoder, KVCache, initialize
-from snippets.models.shapes import LLAMA_3_8B, Geometry
-
-# No two sizes are equal, and hidden / heads is not head_dim.
-ODD = Geometry("odd", 3, 35, 6, 3, 14, 22, 53, True, "none", rope_theta=1_000.0)
+from snippets.models.decoder import Decoder, KVCache
+from snippets.models.shapes import LLAMA_3_8B
+from tests.odd import ODD, odd_decoder
+from tests.small import controlled
 
 
 @pytest.fixture(scope="module")
 def odd() -> Decoder:
-    decoder = Decoder(ODD)
-    initialize(decoder, seed=3, std=0.3)
-    return decoder.requires_grad_(False).eval()
+    return odd_decoder()
 
 
 # Operations.
@@ -161,4 +158,4 @@ def test_trap_a_file_in_memory_is_not_taken_for_a_disk() -> None:
 
 @pytest.mark.models
 def test_control_breaks_what_the_page_claims() -> None:
-    assert 0 < snippet.control()["restore_ratio"] < 1.5
+    assert 0 < controlled("kv_cache/offloading")["restore_ratio"] < 1.5

@@ -9,29 +9,24 @@ from statistics import fmean, quantiles
 import pytest
 import torch
 
-from measured import expression
-from measured.page import read_page
 from snippets.kv_cache import paged_attention as snippet
-from snippets.models.decoder import Decoder, attend, initialize
+from snippets.models.decoder import Decoder, attend
 from snippets.models.paged import PagedCache, attend_places
-from snippets.models.shapes import Geometry
+from tests.odd import ODD, odd_decoder, odd_ids
+from tests.small import controlled, failing_small, measured_small
 
 pytestmark = pytest.mark.models
 
 CPU = torch.device("cpu")
-ODD = Geometry("odd", 3, 42, 6, 2, 10, 36, 53, True, "none", rope_theta=1_000.0)
 
 
 @pytest.fixture(scope="module")
 def odd() -> Decoder:
-    decoder = Decoder(ODD)
-    initialize(decoder, 0, std=0.3)
-    return decoder.requires_grad_(False).eval()
+    return odd_decoder()
 
 
 def prompts(*lengths: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(3)
-    return [torch.randint(ODD.vocabulary, (tokens,), generator=generator) for tokens in lengths]
+    return [odd_ids(1, tokens, seed)[0] for seed, tokens in enumerate(lengths)]
 
 
 # The output.
@@ -203,14 +198,9 @@ def test_columns_of_reading_have_a_row_a_size() -> None:
 
 
 @pytest.mark.timing
-def test_control_breaks_every_claim_within_a_tolerance() -> None:
-    found, control = snippet.measure(small=True), snippet.control()
-    assert set(control) <= set(found)
-    claims = [claim for claim in read_page("kv_cache/paged_attention").claims if claim.value_class in "TR"]
-    assert claims
-    for claim in claims:
-        assert expression.evaluate(claim.check, found), claim.id
-        assert not expression.evaluate(claim.check, found | control), claim.id
+def test_claims_hold_at_small_scale_and_reserving_the_longest_admits_fewer() -> None:
+    assert failing_small("kv_cache/paged_attention", "DTR") == []
+    found, control = measured_small("kv_cache/paged_attention"), controlled("kv_cache/paged_attention")
     assert control["chat_blocks_count"] == found["chat_longest_count"] < found["chat_blocks_count"]
 
 

@@ -8,6 +8,7 @@ import torch
 from snippets.kv_cache import speedup_over_recompute as snippet
 from snippets.models.decoder import Decoder, initialize
 from snippets.models.shapes import Geometry
+from tests.small import controlled
 
 ODD = Geometry("odd", 3, 10, 6, 2, 6, 14, 23, True, "none")
 
@@ -78,6 +79,6 @@ def test_trap_an_unforced_fit_would_report_a_negative_time() -> None:
 
 @pytest.mark.models
 def test_control_breaks_what_the_page_claims() -> None:
-    control = snippet.control()
+    control = controlled("kv_cache/speedup_over_recompute")
     assert control["short_time_ratio"] < 1.2 and control["long_time_ratio"] < 6
     assert control["logits_difference"] > 1e-5

@@ -12,6 +12,7 @@ from snippets.kv_cache import users_per_gpu as snippet
 from snippets.models import capacity, cards, shapes
 from snippets.models.capacity import CapacityError, Setting, admit, budget
 from snippets.models.decoder import KVCache
+from tests.small import controlled, measured_small
 
 ODD = dataclasses.replace(
     shapes.SMOLLM2_135M, name="odd", layers=3, hidden=40, heads=10, kv_heads=5, head_dim=14, ffn=12, vocabulary=11
@@ -66,7 +67,7 @@ def test_a_cache_of_another_format_is_not_made_by_mistake() -> None:
 
 
 def test_without_asking_all_of_it_is_allocated() -> None:
-    control = snippet.control()["refused_allocated_bytes"]
+    control = controlled("kv_cache/users_per_gpu")["refused_allocated_bytes"]
     most = budget(snippet.small_setting(1)).most_users
     _, allocated = allocated_by(
         lambda: KVCache(snippet.small_setting(1).geometry, most + 1, 256, torch.bfloat16), device="cpu"
@@ -106,7 +107,7 @@ def test_the_chart_halves_with_context_and_shared_heads_serve_more() -> None:
 
 @pytest.mark.models
 def test_control_breaks_what_the_page_claims() -> None:
-    found, control = snippet.measure(small=True), snippet.control()
+    found, control = measured_small("kv_cache/users_per_gpu"), controlled("kv_cache/users_per_gpu")
     assert found["refused_allocated_bytes"] == found["over_card_bytes"] == found["broken_remedies_count"] == 0
     assert found["reserved_bytes"] == found["planned_cache_bytes"]
     assert control["refused_allocated_bytes"] > found["reserved_bytes"]

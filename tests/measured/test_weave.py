@@ -61,9 +61,9 @@ def test_tables_and_charts_come_from_the_recorded_series(mini) -> None:
     table = one(block, ".ma-table table")
     assert one(table, "caption").get_text() == "Boxes by rows"
     assert [[c.get_text() for c in r.select("th, td")] for r in table.select("tbody tr")] == [
-        ["box 1", "40 bytes"],
-        ["box 2", "80 bytes"],
-        ["box 4", "160 bytes"],
+        ["box 1", "40\N{NO-BREAK SPACE}bytes"],
+        ["box 2", "80\N{NO-BREAK SPACE}bytes"],
+        ["box 4", "160\N{NO-BREAK SPACE}bytes"],
     ]
     figure = one(block, "figure.ma-chart")
     label = str(one(figure, "svg")["aria-label"])

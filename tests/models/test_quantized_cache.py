@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from snippets.instruments.memory import storage_bytes
-from snippets.models.decoder import Decoder, KVCache, generate, initialize
+from snippets.models.decoder import Decoder, KVCache, generate
 from snippets.models.quantized_cache import (
     CacheScheme,
     QuantizedCache,
@@ -24,10 +19,9 @@ from snippets.models.quantized_cache import (
     generate_into,
     token_bytes,
 )
-from snippets.models.shapes import Geometry
+from tests.odd import ODD, odd_decoder, odd_ids
+from tests.triton_interpreter import interpret, needs_triton
 
-# No two sizes are equal, and hidden / heads is not head_dim.
-ODD = Geometry("odd", 3, 35, 6, 3, 14, 22, 53, True, "none", rope_theta=1_000.0)
 SCHEMES = [
     CacheScheme(8),
     CacheScheme(4),
@@ -41,13 +35,7 @@ SCHEMES = [
 
 @pytest.fixture(scope="module")
 def odd() -> Decoder:
-    decoder = Decoder(ODD)
-    initialize(decoder, seed=3, std=0.3)
-    return decoder.requires_grad_(False).eval()
-
-
-def odd_ids(batch: int, tokens: int) -> torch.Tensor:
-    return torch.randint(ODD.vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(7))
+    return odd_decoder()
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -171,17 +159,6 @@ def compare_kernel() -> None:
     print("equal")
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton has wheels for Linux alone")
+@needs_triton
 def test_the_kernel_equals_the_plain_way_in_tritons_interpreter() -> None:
-    code = f"import runpy; runpy.run_path({str(Path(__file__))!r})['compare_kernel']()"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout == "equal\n"
+    assert interpret(__file__, "compare_kernel") == "equal\n"

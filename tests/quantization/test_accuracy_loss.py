@@ -3,44 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 
-from measured import claims
-from measured.page import Claim, read_page
 from snippets.models import language_loss, smollm2
 from snippets.models.decoder import Decoder, initialize
 from snippets.models.rounding import Scheme, matrices, quantize_decoder
 from snippets.models.shapes import Geometry
 from snippets.quantization import accuracy_loss as snippet
+from tests.small import measured_small
 
-PAGE = "quantization/accuracy_loss"
-CLAIMS = [pytest.param(claim, id=claim.id) for claim in read_page(PAGE).claims if claim.value_class == "T"]
 TINY = Geometry("tiny", 2, 64, 4, 2, 16, 128, 53, True, "none")
 
 
 @pytest.fixture(scope="module")
-def values() -> dict[str, float]:
-    return snippet.measure(small=True)
-
-
-@pytest.fixture(scope="module")
-def baseline() -> dict[str, float]:
-    return snippet.control()
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_fails_with_eight_bits_for_every_width(
-    claim: Claim, values: dict[str, float], baseline: dict[str, float]
-) -> None:
-    assert not claims.holds(claim, {**values, **baseline}), claim.check
-
-
-@pytest.mark.models
-def test_the_control_measures_the_same_names(values: dict[str, float], baseline: dict[str, float]) -> None:
-    assert set(baseline) == set(values)
+def values() -> Mapping[str, float]:
+    return measured_small("quantization/accuracy_loss")
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (5, 7), (7, 64)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
@@ -11,13 +12,14 @@ from snippets.models import trained
 from snippets.models.rounding import Scheme, matrices, round_to_grid
 from snippets.models.shapes import LLAMA_3_8B
 from snippets.quantization import quantization_aware_training as snippet
+from tests.small import controlled, measured_small
 
 pytestmark = pytest.mark.models
 
 
 @pytest.fixture(scope="module")
-def values() -> dict[str, float]:
-    return snippet.loss_values(snippet.compared(small=True))
+def values() -> Mapping[str, float]:
+    return measured_small("quantization/quantization_aware_training")
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 3), (5, 7)])
@@ -57,20 +59,22 @@ def test_the_trained_weights_lie_on_no_grid_and_their_rounding_does() -> None:
         assert weight[0].unique().numel() > 60
 
 
-def test_where_rounding_costs_little_there_is_little_to_win(values: dict[str, float]) -> None:
+def test_where_rounding_costs_little_there_is_little_to_win(values: Mapping[str, float]) -> None:
     costs = [values[f"int{bits}_nearest_nats"] for bits in (8, 4, 3, 2)]
     assert costs == sorted(costs) and costs[3] > 10 * costs[1] > 10 * abs(costs[0])
     assert values["int2_qat_nats"] < values["int2_gptq_nats"] < values["int2_nearest_nats"]
     assert values["int4_nearest_nats"] - values["int4_qat_nats"] < 0.1 * values["int2_gain_nats"]
 
 
-def test_trap_compared_with_the_model_before_the_training_even_rounding_seems_to_help(values: dict[str, float]) -> None:
+def test_trap_against_the_model_before_training_even_rounding_seems_to_help(
+    values: Mapping[str, float],
+) -> None:
     assert values["int4_unfair_nats"] < 0 < values["int4_qat_nats"]
     assert values["int4_unfair_nats"] == pytest.approx(values["int4_qat_nats"] - values["further_gain_nats"])
 
 
 def test_on_the_control_training_changes_nothing() -> None:
-    values = snippet.control()
+    values = controlled("quantization/quantization_aware_training")
     assert values["int2_gain_nats"] == values["int2_over_gptq_nats"] == values["further_gain_nats"] == 0
     assert values["int8_nearest_nats"] > 0.05
 

@@ -9,6 +9,7 @@ from snippets.models import smollm2, trained
 from snippets.models.language_loss import calibration_windows
 from snippets.models.rounding import Scheme, matrices
 from snippets.quantization import redundancy_and_robustness as snippet
+from tests.small import controlled, measured_small
 
 pytestmark = pytest.mark.models
 
@@ -80,18 +81,18 @@ def test_trap_one_weight_is_no_error_on_average() -> None:
     changed = snippet.one_removed(row, column)("", weight)
     share = sum(w.square().sum(dtype=torch.float64) for w in matrices(decoder).values())
     assert float((changed - weight).double().square().sum() / share) < 1e-4
-    values = snippet.rise_values(snippet.rises(small=True))
+    values = measured_small("quantization/redundancy_and_robustness")
     assert values["one_weight_nats"] > 0.5 > 100 * abs(values["another_weight_nats"])
 
 
 def test_the_larger_and_the_less_trained_bear_more() -> None:
-    values = snippet.rise_values(snippet.rises(small=True))
+    values = measured_small("quantization/redundancy_and_robustness")
     assert values["few_noise50_nats"] < values["small_noise50_nats"] < values["tiny_noise50_nats"]
     assert values["small_smallest30_nats"] < 0.2 * values["small_random30_nats"]
 
 
 def test_on_the_control_every_choice_is_its_baseline() -> None:
-    values = snippet.control()
+    values = controlled("quantization/redundancy_and_robustness")
     for name in ("random_excess_nats", "loud_excess_nats", "size_gain_nats", "training_rise_nats"):
         assert values[name] == 0, name
     assert values["one_weight_nats"] == values["another_weight_nats"]

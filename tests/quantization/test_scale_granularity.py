@@ -3,45 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from measured import claims
-from measured.page import Claim, read_page
 from snippets.models import similarity, smollm2
 from snippets.models.encoder import encoder
 from snippets.models.quantized import quantize_groups_int4
 from snippets.models.rounding import Scheme, round_to_grid
 from snippets.quantization import scale_granularity as snippet
-
-PAGE = "quantization/scale_granularity"
-CLAIMS = [pytest.param(claim, id=claim.id) for claim in read_page(PAGE).claims if claim.value_class == "T"]
+from tests.small import measured_small
 
 
 @pytest.fixture(scope="module")
-def values() -> dict[str, float]:
-    return snippet.measure(small=True)
-
-
-@pytest.fixture(scope="module")
-def baseline() -> dict[str, float]:
-    return snippet.control()
-
-
-@pytest.mark.models
-@pytest.mark.parametrize("claim", CLAIMS)
-def test_claim_fails_with_one_scale_a_tensor(
-    claim: Claim, values: dict[str, float], baseline: dict[str, float]
-) -> None:
-    assert not claims.holds(claim, {**values, **baseline}), claim.check
-
-
-@pytest.mark.models
-def test_the_control_measures_the_same_names(values: dict[str, float], baseline: dict[str, float]) -> None:
-    assert set(baseline) == set(values)
+def values() -> Mapping[str, float]:
+    return measured_small("quantization/scale_granularity")
 
 
 @pytest.mark.parametrize(("rows", "columns", "group"), [(2, 6, 3), (3, 10, 5), (5, 14, 7)])

@@ -11,6 +11,7 @@ import torch
 from snippets.models import capacity, cards, shapes
 from snippets.models.shapes import Geometry
 from snippets.quantization import which_model_fits as snippet
+from tests.small import controlled, measured_small
 
 ODD = Geometry("odd", 3, 40, 10, 5, 14, 12, 11, False, "none")
 
@@ -85,7 +86,7 @@ def test_the_widest_step_is_of_tokens_and_not_of_layers() -> None:
 
 @pytest.mark.models
 def test_control_breaks_what_the_page_claims() -> None:
-    found, control = snippet.measure(small=True), snippet.control()
+    found, control = measured_small("quantization/which_model_fits"), controlled("quantization/which_model_fits")
     assert found["smollm2_apart_bytes"] == 0 < found["smollm2_step_bytes"] < found["unfused_step_bytes"]
     assert found["shapes_apart_bytes"] == found["crowd_fitting_count"] == found["chunked_short_bytes"] == 0
     assert found["bf16_fits_count"] < found["int8_fits_count"] < found["int4_fits_count"] < found["pairs_count"]

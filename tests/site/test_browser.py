@@ -92,14 +92,29 @@ def test_charts_are_drawn_and_told(visitor: Any, source: Any) -> None:
     assert seen > 0, "no page draws a chart"
 
 
+def _told(outputs: list[dict]) -> list[str]:
+    """What of a cell's outputs reaches the page: prints and bundles, but no bare series."""
+    said = [
+        o.get("text") or {mime: data for mime, data in o.get("data", {}).items() if "series" not in mime}
+        for o in outputs
+    ]
+    return [json.dumps(one, sort_keys=True) for one in said if one]
+
+
 def test_tabs_of_machines_switch_together(visitor: Any, source: Any, code_page: str) -> None:
-    """Choosing the other machine once shows it everywhere on the page; what machines agree on says so once."""
+    """There are tabs where machines differ and nowhere else; choosing one machine shows it everywhere on the page."""
     page = visitor().open(code_page)
-    sets = page.locator(".ma-out .tabbed-set")
-    if len(source.machines_of(code_page)) < 2 or sets.count() == 0:
-        assert sets.count() == 0
-        assert (page.locator(".ma-out .ma-same").count() > 0) == (len(source.machines_of(code_page)) >= 2)
+    machines = source.machines_of(code_page)
+    by_machine = [source.outputs_by_fence(code_page, machine) for machine in machines]
+    by_cell = [[_told(outputs) for outputs in cell] for cell in itertools.zip_longest(*by_machine, fillvalue=[])]
+    differing = [str(n) for n, told in enumerate(by_cell) if len(machines) > 1 and told[0] != told[1]]
+    agreeing = [str(n) for n, told in enumerate(by_cell) if len(machines) > 1 and told[0] and told[0] == told[1]]
+    cells = "nodes => nodes.map(n => n.closest('.ma-out').dataset.cell)"
+    assert page.locator(".ma-out .tabbed-set").evaluate_all(cells) == differing
+    assert page.locator(".ma-out .ma-same").evaluate_all(cells) == agreeing
+    if not differing:
         return
+    sets = page.locator(".ma-out .tabbed-set")
     labels = sets.first.locator(".tabbed-labels > label")
     second = labels.nth(1).inner_text()
     expect(sets.first.locator(".tabbed-block").first).to_be_visible()

@@ -9,30 +9,21 @@ from statistics import fmean
 import pytest
 import torch
 
-from measured import expression
-from measured.page import read_page
 from snippets.instruments.clock import BeyondPeakError
 from snippets.instruments.device import cache_bytes
 from snippets.models import shapes, smollm2
-from snippets.models.decoder import Decoder, generate, initialize, random_block
-from snippets.models.shapes import Geometry
+from snippets.models.decoder import Decoder, generate, random_block
 from snippets.throughput import batching as snippet
+from tests.odd import ODD, odd_decoder, odd_ids
+from tests.small import measured_small
 
 CPU = torch.device("cpu")
-# No two sizes are equal, and hidden / heads is not head_dim.
-ODD = Geometry("odd", 3, 35, 6, 3, 14, 22, 53, True, "none", rope_theta=1_000.0)
 ODD_LAYER = dataclasses.replace(ODD, layers=1)
 
 
 @pytest.fixture(scope="module")
 def odd() -> Decoder:
-    decoder = Decoder(ODD)
-    initialize(decoder, seed=3, std=0.3)
-    return decoder.requires_grad_(False).eval()
-
-
-def odd_ids(batch: int, tokens: int) -> torch.Tensor:
-    return torch.randint(ODD.vocabulary, (batch, tokens), generator=torch.Generator().manual_seed(7))
+    return odd_decoder()
 
 
 # What a step does.
@@ -259,25 +250,10 @@ def test_littles_law_counts_the_same_seconds(most: int) -> None:
 # The page.
 
 
-@pytest.fixture(scope="module")
-def control() -> dict[str, float]:
-    return snippet.control()
-
-
 @pytest.mark.timing
 @pytest.mark.models
-@pytest.mark.parametrize("page", ["throughput/batching", "throughput/index"])
-def test_control_breaks_every_claim_on_times(page: str, control: dict[str, float]) -> None:
-    timed = [claim for claim in read_page(page).claims if claim.value_class in ("T", "R")]
-    assert timed
-    assert [claim.id for claim in timed if expression.evaluate(claim.check, control)] == []
-
-
-@pytest.mark.timing
-@pytest.mark.models
-def test_a_small_measurement_has_the_controls_names_and_its_exact_values(control: dict[str, float]) -> None:
-    found = snippet.measure(small=True)
-    assert found.keys() == control.keys()
+def test_a_small_measurement_has_its_exact_values() -> None:
+    found = measured_small("throughput/batching")
     assert found["equal_tokens"] == found["checked_tokens"] > 0
     assert found["layer_storage_bytes"] == found["layer_weight_bytes"]
     assert found["added_calls_count"] == 0
