@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from measured import project, recorder, recording
+from measured import project, recorder, recording, rerun
 from measured.cli import app
 from measured.page import read_page
 from measured.recorder import Machine, RecordError, machine_for, record_page, stale_pages
@@ -277,3 +277,21 @@ def test_recorder_environment_names_the_project_and_fixes_hashes(mini) -> None:
     assert environment["MEASURED_ROOT"] == str(project.root()) and environment["PYTHONHASHSEED"] == "0"
     assert environment["OMP_NUM_THREADS"] == "3" and clock.LOCK_HELD in environment
     assert read_page("kv_cache/sample").cells  # the project named is this one
+
+
+def test_cores_are_left_to_others_when_running_again_and_never_when_recording(
+    mini, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(clock.FREE_CORES, "1")
+    assert not recorder.kernel_environment(3)[clock.FREE_CORES]
+    asked: list[dict] = []
+
+    def environment(threads: int, **how: bool) -> dict[str, str]:
+        asked.append(how)
+        return {}
+
+    monkeypatch.setattr(recorder, "kernel_environment", environment)
+    monkeypatch.setattr(rerun.subprocess, "run", lambda *a, **k: pytest.fail("far enough"))
+    with pytest.raises(pytest.fail.Exception):
+        rerun.run_again("kv_cache/sample", mini.root / "x.ipynb")
+    assert asked == [{"free_cores": True}]
