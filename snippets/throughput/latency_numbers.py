@@ -27,6 +27,7 @@ from snippets.models import paged, smollm2, texts
 from snippets.models.capacity import token_bytes
 from snippets.models.decoder import Decoder, generate
 from snippets.models.shapes import LLAMA_3_8B, parameters
+from snippets.throughput import continuous_batching as batching
 
 # isort: split
 from measured.values import report
@@ -388,17 +389,19 @@ def live_columns(served: Sequence[Served]) -> dict[str, list]:
     }
 
 
-def stall_values(live: Live, prompts: bool = True) -> dict[str, float]:
-    """Seconds of a step for those who decode: with nobody's prompt in it, and with one of the longest beside them.
+def stall_values(decoder: Decoder, scale: Scale, prompts: bool = True) -> dict[str, float]:
+    """Seconds of a step for three who decode: with a fourth's token in it, and with the longest prompt, in turn.
 
-    The baseline, without `prompts`: steps without a prompt against each other, in turn.
+    The baseline, without `prompts`: all of the longest prompt against all but a token of it.
     """
-    longest = max(len(prompt) for prompt in live.prompts)
-    plain = [seconds for rows, prompt, seconds in live.steps if rows and not prompt]
-    stalled = [seconds for rows, prompt, seconds in live.steps if rows and prompt >= longest]
-    plain, stalled = (plain, stalled) if prompts else (plain[::2], plain[1::2])
-    found = {"plain_step_seconds": median(plain), "stalled_step_seconds": median(stalled)}
-    return found | {"stall_ratio": median(stalled) / median(plain)}
+    longest = max(scale.prompts)
+    timed = batching.Scale(long_prompt=longest)
+    found = batching.pause_values(decoder, timed, chunk=1 if prompts else longest - 1)
+    return {
+        "plain_step_seconds": found["chunk_pause_seconds"],
+        "stalled_step_seconds": found["whole_pause_seconds"],
+        "stall_ratio": found["pause_ratio"],
+    }
 
 
 def fitted(live: Live, slots: int) -> tuple[Server, dict[str, float]]:
@@ -455,7 +458,7 @@ def measure(*, small: bool = False, device: str | None = None, dtype: torch.dtyp
         **gap_values(served),
         **goodput_values(goodput_columns(requests, Server(), (80, 100) if small else LOADS)),
         **equal_values(live, scale.alone),
-        **stall_values(live),
+        **stall_values(live.decoder, scale),
         **fitted_values(live, scale),
         **predicted_values(),
     }
@@ -471,7 +474,7 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
         **adding_values(served),
         **gap_values(served),
         **goodput_values(columns),
-        **stall_values(live, prompts=False),
+        **stall_values(live.decoder, SMALL, prompts=False),
     }
 
 
