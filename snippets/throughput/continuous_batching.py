@@ -22,6 +22,7 @@ from snippets.instruments.datasheets import gpu_peak
 from snippets.instruments.device import pick
 from snippets.models import paged, smollm2, texts, trained
 from snippets.models.decoder import Decoder, KVCache
+from snippets.models.interference import step_times
 from snippets.models.paged import PagedCache
 from snippets.models.scheduler import (
     DISTRIBUTIONS,
@@ -422,40 +423,15 @@ def timed_counts(scale: Scale) -> dict[str, int]:
     return {f"timed_{name}_steps_count": n for name, n in steps.items()}
 
 
-# --8<-- [start:pause]
 def pause_values(decoder: Decoder, scale: Scale, chunk: int | None = None) -> dict[str, float]:
     """The longest step that three who write share with a long prompt: with the whole of it, or its last chunk."""
-    device, chunk = decoder.lm_head.weight.device, chunk or scale.chunk
-    cache = PagedCache(decoder.geometry, 64, 16, decoder.lm_head.weight.dtype, device)
-    ids = smollm2.encode(texts.address(), device)[0]
-    writers = {cache.admit(): ids[at : at + 32] for at in (0, 100, 200)}
-    paged.step(decoder, cache, writers)
-    begun = cache.admit()
-    paged.step(decoder, cache, {begun: ids[: scale.long_prompt - chunk]})
-
-    def shared(part: torch.Tensor, of: int | None = None) -> None:
-        """Twins take the step and are forgotten, so that each call finds the same cache."""
-        twins = [cache.fork(writer) for writer in writers]
-        newest = cache.admit() if of is None else cache.fork(of)
-        paged.step(decoder, cache, {**{twin: ids[:1] for twin in twins}, newest: part})
-        for sequence in (*twins, newest):
-            cache.finish(sequence)
-
-    times = clock.interleave(
-        {
-            "whole": lambda: shared(ids[: scale.long_prompt]),
-            "chunk": lambda: shared(ids[scale.long_prompt - chunk : scale.long_prompt], begun),
-        },
-        device=device, rounds=scale.rounds, blocks=1,
-    )  # fmt: skip
+    ids = smollm2.encode(texts.address(), decoder.lm_head.weight.device)[0]
+    times = step_times(decoder, ids, scale.long_prompt, chunk or scale.chunk, rounds=scale.rounds)
     return {
-        "pause_ratio": times.ratio("whole", "chunk"),
+        "pause_ratio": times.ratio("whole", "last"),
         "whole_pause_seconds": times.seconds("whole"),
-        "chunk_pause_seconds": times.seconds("chunk"),
+        "chunk_pause_seconds": times.seconds("last"),
     }
-
-
-# --8<-- [end:pause]
 
 
 def predicted_pause(scale: Scale) -> dict[str, float]:

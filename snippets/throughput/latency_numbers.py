@@ -26,8 +26,8 @@ from snippets.instruments.roofline import predict_seconds
 from snippets.models import paged, smollm2, texts
 from snippets.models.capacity import token_bytes
 from snippets.models.decoder import Decoder, generate
+from snippets.models.interference import step_times
 from snippets.models.shapes import LLAMA_3_8B, parameters
-from snippets.throughput import continuous_batching as batching
 
 # isort: split
 from measured.values import report
@@ -394,13 +394,12 @@ def stall_values(decoder: Decoder, scale: Scale, prompts: bool = True) -> dict[s
 
     The baseline, without `prompts`: all of the longest prompt against all but a token of it.
     """
-    longest = max(scale.prompts)
-    timed = batching.Scale(long_prompt=longest)
-    found = batching.pause_values(decoder, timed, chunk=1 if prompts else longest - 1)
+    ids, longest = smollm2.encode(texts.address(), decoder.lm_head.weight.device)[0], max(scale.prompts)
+    times = step_times(decoder, ids, longest, 1 if prompts else longest - 1, rounds=3)
     return {
-        "plain_step_seconds": found["chunk_pause_seconds"],
-        "stalled_step_seconds": found["whole_pause_seconds"],
-        "stall_ratio": found["pause_ratio"],
+        "plain_step_seconds": times.seconds("last"),
+        "stalled_step_seconds": times.seconds("whole"),
+        "stall_ratio": times.ratio("whole", "last"),
     }
 
 

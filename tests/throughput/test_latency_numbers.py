@@ -11,7 +11,6 @@ import torch
 
 from snippets.models.decoder import Decoder, generate, initialize
 from snippets.models.shapes import Geometry
-from snippets.throughput import continuous_batching as batching
 from snippets.throughput import latency_numbers as snippet
 from snippets.throughput.latency_numbers import Request, Served, Server
 
@@ -168,18 +167,6 @@ def test_the_fitted_server_is_the_one_that_made_the_steps() -> None:
     assert parts.pop("fitted_error_share") < 1e-9
     assert list(parts.values()) == pytest.approx([0.02, 0.003, 0.001])
     assert server[:2] == (20_000, 3_000) and server.prompts_a_tick == pytest.approx(0.001)
-
-
-@pytest.mark.parametrize(("prompts", "chunk"), [(True, 1), (False, 159)])
-def test_the_stall_is_the_longest_prompt_against_a_token_of_it(
-    prompts: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def paused(decoder: Decoder, scale: batching.Scale, chunk: int) -> dict[str, float]:
-        return {"pause_ratio": scale.long_prompt, "whole_pause_seconds": 3.0, "chunk_pause_seconds": chunk}
-
-    monkeypatch.setattr(batching, "pause_values", paused)
-    found = snippet.stall_values(Decoder(ODD), snippet.Scale(), prompts)
-    assert found == {"stall_ratio": 160, "stalled_step_seconds": 3.0, "plain_step_seconds": chunk}
 
 
 def test_the_prediction_is_a_roofline_by_hand() -> None:
