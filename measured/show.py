@@ -105,18 +105,13 @@ def _values(bundle: dict[str, Any]) -> str:
     if value_class == "T":
         means += f" ({bundle['tolerance']:g}: {bundle['because']})"
     rows = "".join(
-        f'<tr><th scope="row"><code>{_breakable(name)}</code></th><td>{_number(name, bundle["values"][name])}</td></tr>'
+        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{_number(name, bundle["values"][name])}</td></tr>'
         for name in bundle["names"]
     )
     return (
         f'<table class="ma-values" data-class="{value_class}"><caption><span class="ma-class">{value_class}</span> '
         f"{html.escape(means)}</caption><tbody>{rows}</tbody></table>"
     )
-
-
-def _breakable(name: str) -> str:
-    """A long name that breaks behind a word, where the screen is narrow."""
-    return html.escape(name).replace("_", "_<wbr />")
 
 
 def _number(name: str, value: float) -> str:
