@@ -105,8 +105,8 @@ def _values(bundle: dict[str, Any]) -> str:
     if value_class == "T":
         means += f" ({bundle['tolerance']:g}: {bundle['because']})"
     rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{_number(name, bundle["values"][name])}</td></tr>'
-        for name in bundle["names"]
+        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{_number(name, value)}</td></tr>'
+        for name, value in [(n, bundle["values"][n]) for n in bundle["names"]]
     )
     return (
         f'<table class="ma-values" data-class="{value_class}"><caption><span class="ma-class">{value_class}</span> '
