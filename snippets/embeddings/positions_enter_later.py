@@ -454,7 +454,8 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
     """Positions added instead of turned, keys left where they were, mask and rotation swapped, or nothing changed."""
     target = pick(device)
     decoder, model = smollm2.decoder(torch.float32, target), encoder(device=target)
-    text = scale(True)[0][:1].to(target)
+    windows = scale(True)[0].to(target)
+    text, same = windows[:1], losses(decoder, windows, ())["trained"]
     schemes, masks = scheme_columns(model, minilm_ids().to(target)), mask_values(decoder, text[0])
     reuse, added = reuse_values(decoder, text), schemes["scheme"].index("sinusoidal")
     moved = schemes["moved_share"][added]
@@ -471,7 +472,10 @@ def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype
         **{f"{name}_offset_difference": reuse["left_reuse_difference"] for name in OFFSET_TABLES},
         "turned_reuse_difference": reuse["left_reuse_difference"],
         "left_reuse_difference": reuse["turned_reuse_difference"],
-        **{f"{name}_added_nats": 0.0 for name in (*WORDS, "alone", *(f"gap_{gap}" for gap in GAPS))},
+        **loss_values(
+            dict.fromkeys(("trained", *WORDS, *(f"gap_{gap}" for gap in GAPS)), same)
+            | {"alone": same[:, same.shape[1] // 2 :]}
+        ),
     }
 
 

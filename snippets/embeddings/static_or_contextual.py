@@ -330,13 +330,15 @@ def _gaps(states: Tensor, topics: Tensor) -> dict[str, float]:
 
 
 def control(*, small: bool = True, device: str | None = None, dtype: torch.dtype | None = None) -> dict[str, float]:
-    """Senses mixed; the telling words first; nothing to standardise; cosines of equal rows replaced by equality."""
+    """Senses mixed; the telling words first; standardised before it is measured; equality in place of cosines."""
     found, where = measure(small=small), str(pick(device))
     words, topics = (7, 3) if small else (len(SENSES), len(TOPICS))
     states, single = gathered(words, topics, where)
     found |= _gaps(shuffled_senses(states), shuffled_senses(single)) | decoder_after(told(3, first=True), model(where))
-    found["strangers_ratio"] = found["standard_strangers_ratio"]
-    return found | {"itself_missed_share": 0.0, "largest_share": LARGEST / smollm2.GEOMETRY.hidden}
+    even = anisotropy_values(standardised(states), standardised(single))
+    rows = model(where).embed_tokens.weight[::16]
+    found["itself_missed_share"] = float((rows != rows.clone()).any(1).double().mean())
+    return found | {name: even[name] for name in ("strangers_ratio", "largest_share")}
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from snippets.embeddings import compressed_vectors as snippet
 from snippets.models.retrieval import Finding, Vectors, exact, recalls
+from tests.small import controlled, measured_small
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -133,7 +134,7 @@ def test_words_are_split_by_whether_the_title_is_in_the_question() -> None:
 
 @pytest.mark.models
 def test_values_of_the_small_scale() -> None:
-    found, baseline = snippet.measure(small=True), snippet.control()
+    found, baseline = measured_small("embeddings/compressed_vectors"), controlled("embeddings/compressed_vectors")
     assert baseline.keys() < found.keys()
     assert found["fp32_vector_bytes"] == 1536 and found["binary_vector_bytes"] == found["pq_vector_bytes"] == 48
     assert found["int8_recall_share"] > 0.97 > found["half_recall_share"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import unicodedata
+from collections.abc import Mapping
 
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -11,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 
 from snippets.embeddings import tokenization_first as snippet
 from snippets.models import minilm, smollm2
+from tests.small import measured_small
 
 SENTENCE = "low lower lowest newer newest wider, new low; 2026 it's low\n\n  low"
 
@@ -26,8 +28,8 @@ def bpe(tokenizer: Tokenizer) -> snippet.Bpe:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, float]:
-    return snippet.measure(small=True)
+def measured() -> Mapping[str, float]:
+    return measured_small("embeddings/tokenization_first")
 
 
 def random_text(seed: int, length: int) -> str:
@@ -153,13 +155,13 @@ def test_more_merges_never_need_more_tokens(tokenizer: Tokenizer, bpe: snippet.B
         assert counts[-1] == len(tokenizer.encode(snippet.MESSAGE[language]).ids)
 
 
-def test_lost_characters_by_arithmetic(measured: dict[str, float]) -> None:
+def test_lost_characters_by_arithmetic(measured: Mapping[str, float]) -> None:
     """Six control characters, and the planes whose first byte is 0xF1 or 0xF2: each has four planes."""
     assert measured["lost_characters_count"] == 6 + 8 * 2**16
     assert measured["byte_tokens_count"] + measured["lacking_bytes_count"] == 256
 
 
-def test_measured_values_by_hand(measured: dict[str, float], tokenizer: Tokenizer) -> None:
+def test_measured_values_by_hand(measured: Mapping[str, float], tokenizer: Tokenizer) -> None:
     assert measured["hindi_tokens"] == len(tokenizer.encode(snippet.MESSAGE["Hindi"]).ids)
     assert measured["json_compact_tokens"] < measured["json_indented_tokens"]
     assert measured["naive_broken_count"] == measured["stream_tokens"] > measured["held_steps_count"] > 0
@@ -176,5 +178,5 @@ def test_digits_stand_alone_and_word_piece_returns_only_what_it_would_write(toke
     assert snippet.returned(word_piece, "The cat sat") == "no"
 
 
-def test_control_is_a_token_for_each_byte(measured: dict[str, float]) -> None:
+def test_control_is_a_token_for_each_byte(measured: Mapping[str, float]) -> None:
     assert snippet.control()["english_tokens"] == len(snippet.MESSAGE["English"].encode()) > measured["english_tokens"]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from snippets.embeddings import vector_search as snippet
 from snippets.models.retrieval import Vectors, exact, recalls
+from tests.small import controlled, measured_small
 
 
 def unit(rows: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -137,7 +138,7 @@ def test_ratios_are_taken_at_both_ends_of_the_counts() -> None:
 @pytest.mark.models
 @pytest.mark.timing
 def test_values_of_the_small_scale() -> None:
-    found, baseline = snippet.measure(small=True), snippet.control()
+    found, baseline = measured_small("embeddings/vector_search"), controlled("embeddings/vector_search")
     assert baseline.keys() < found.keys()
     assert found["graph_bytes"] == found["vectors_count"] * (4 * 384 + 8 * 16 + 12) + 64 * found["upper_count"]
     assert found["clusters_bytes"] == found["vectors_count"] * 56 + 8 * found["lists_count"]
