@@ -48,7 +48,8 @@ def phases() -> list[Phase]:
         Phase("unit tests", [PYTHON, "-m", "pytest", "tests", *unit]),
         Phase("models and timing", [PYTHON, "-m", "pytest", "tests", *heavy], fast=False),
         Phase("recordings, run again", [PYTHON, "-m", "measured", "nbval"], fast=False),
-        Phase("site and browser", [PYTHON, "-m", "pytest", "tests/site"], fast=False),
+        # Nothing there is timed: a process for each of two cores.
+        Phase("site and browser", [PYTHON, "-m", "pytest", "tests/site", "--numprocesses=2"], fast=False),
     ]
 
 

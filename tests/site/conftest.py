@@ -12,10 +12,12 @@ import sys
 import threading
 import tomllib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -108,27 +110,48 @@ def run(*command: str, cwd: Path = ROOT, **env: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run that all its worker processes see: what is built there is built once."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def _built_once(folder: Path) -> Iterator[bool]:
+    """Hold the folder's lock; true for the first of the workers, unless the first one failed."""
+    with FileLock(folder.with_suffix(".lock")):
+        done = folder.with_suffix(".done")
+        yield not done.exists()
+        done.touch()
+
+
+@pytest.fixture(scope="session")
+def site(shared_folder: Path) -> Path:
     """The site, built strictly by MkDocs after its generated files were written."""
-    folder = tmp_path_factory.mktemp("site") / "built"
-    run("measured", "build")
-    run("mkdocs", "build", "--strict", "--site-dir", str(folder))
+    folder = shared_folder / "site"
+    with _built_once(folder) as first:
+        if first:
+            run("measured", "build")
+            run("mkdocs", "build", "--strict", "--site-dir", str(folder))
     return folder
 
 
 @pytest.fixture(scope="session")
-def zensical_site(tmp_path_factory: pytest.TempPathFactory, site: Path) -> Path:
+def zensical_site(shared_folder: Path, site: Path) -> Path:
     """The site as Zensical builds it from the same mkdocs.yml, in a copy of the project.
 
     A copy because Zensical writes only below the project's folder, and keeps a cache there that recordings
     do not invalidate. Asks for `site` so that generated files are there.
     """
-    project = tmp_path_factory.mktemp("zensical")
-    for name in ("docs", "snippets", "recordings", "measured"):
-        shutil.copytree(ROOT / name, project / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("mkdocs.yml", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, project / name)
-    run("zensical", "build", "--clean", "--strict", cwd=project, MEASURED_ROOT=str(project))
+    project = shared_folder / "zensical"
+    with _built_once(project) as first:
+        if first:
+            for name in ("docs", "snippets", "recordings", "measured"):
+                ignored = shutil.ignore_patterns("__pycache__")
+                shutil.copytree(ROOT / name, project / name, ignore=ignored, dirs_exist_ok=True)
+            for name in ("mkdocs.yml", "pyproject.toml", "README.md"):
+                shutil.copy(ROOT / name, project / name)
+            run("zensical", "build", "--clean", "--strict", cwd=project, MEASURED_ROOT=str(project))
     return project / "site"
 
 
