@@ -271,3 +271,49 @@ def notebook(page: Annotated[str, typer.Argument(help="a page as topic/slug, or 
         sys.stdout.write(notebooks.to_page(nbformat.read(page, as_version=4)))
     else:
         sys.stdout.write(nbformat.writes(notebooks.to_notebook(read_page(project.resolve_pages([page])[0]))) + "\n")
+
+
+@command(epilog="Examples: measured drill   ·   measured drill attention   ·   measured drill attention --hint")
+def drill(
+    name: Annotated[str | None, typer.Argument(help="a drill; all are listed when none is named")] = None,
+    listing: Annotated[bool, typer.Option("--list", help="List the drills.")] = False,
+    hint: Annotated[bool, typer.Option("--hint", help="Show the next hint.")] = False,
+    solution: Annotated[bool, typer.Option("--solution", help="Show the project's own code.")] = False,
+    reset: Annotated[bool, typer.Option("--reset", help="Write the blank file again; asks if it holds work.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --reset: do not ask.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where your files are.")] = Path("drills"),
+) -> None:
+    """Write a function from memory: the first call writes a blank file, later ones grade it by the project's tests."""
+    from measured import drills
+
+    if listing or name is None:
+        table = Table("drill", "task", "file")
+        for each in drills.DRILLS:
+            table.add_row(each.name, each.task, drills.state_of(each, folder))
+        console.print(table)
+        console.print("measured drill NAME writes the file, then grades it", highlight=False)
+        return
+    asked = drills.drill(name)
+    path = drills.work_path(asked, folder)
+    if solution:
+        sys.stdout.write(drills.solution(asked) + "\n")
+    elif hint:
+        number, text = drills.next_hint(asked, folder)
+        console.print(f"hint {number} of {len(asked.hints)}: {text}", markup=False, highlight=False)
+        if number == len(asked.hints):
+            console.print(f"measured drill {asked.name} --solution shows the project's own code", highlight=False)
+    elif reset or not path.exists():
+        mine = drills.state_of(asked, folder) == drills.STARTED
+        if mine and not yes and sys.stdin.isatty():
+            yes = typer.confirm(f"{path} holds work of yours. Overwrite it?")
+        drills.write(asked, folder, overwrite=yes)
+        console.print(f"wrote {path}: {asked.task}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"fill it in, then: measured drill {asked.name}", highlight=False)
+    else:
+        with console.status(f"grading {path}"):
+            grade = drills.grade(asked, folder)
+        console.print(grade.told, markup=False, highlight=False, soft_wrap=True)
+        if not grade.passed:
+            console.print(f"not yet; measured drill {asked.name} --hint helps", highlight=False)
+            raise typer.Exit(1)
+        console.print(f"{asked.name}: the project's own tests pass", highlight=False)
