@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site record check test test-fast models browser clean
+.PHONY: help serve site record check quiz test test-fast models browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ record: $(STAMPS)/run ## run stale pages here and keep what they showed
 
 check: $(STAMPS)/site ## check pages without running them
 	$(BIN)/measured check $(PAGE)
+
+quiz: $(STAMPS)/site ## drill the pages' cards in this terminal
+	@$(BIN)/measured quiz
 
 test: $(STAMPS)/test ## run every test: static checks, unit tests, recordings run again, strict build, browser
 	$(BIN)/python -m tests.phases

@@ -317,3 +317,48 @@ def drill(
             console.print(f"not yet; measured drill {asked.name} --hint helps", highlight=False)
             raise typer.Exit(1)
         console.print(f"{asked.name}: the project's own tests pass", highlight=False)
+
+
+@command(
+    epilog="Examples: measured quiz   ·   measured quiz kv_cache --tonight 20   ·   measured quiz --export mine.json"
+)
+def quiz(
+    topics: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC…]", help="Topics; all when none is named.")
+    ] = None,
+    minutes: Annotated[
+        int | None, typer.Option("--tonight", min=1, metavar="MINUTES", help="An evening's round, most asked first.")
+    ] = None,
+    export: Annotated[Path | None, typer.Option(help="Write your state to a file, and stop.")] = None,
+    import_: Annotated[Path | None, typer.Option("--import", help="Take in an exported state, and stop.")] = None,
+    progress: Annotated[bool, typer.Option("--progress", help="Show what you know and what comes back when.")] = False,
+) -> None:
+    """Drill the pages' cards: what is due and what is new, or with --tonight whatever is asked most."""
+    import random
+
+    from measured import cards, schedule
+    from measured import quiz as quizzes
+
+    file = schedule.StateFile()
+    if export:
+        project.write_atomically(export, file.load().as_text())
+        console.print(f"wrote {export}", highlight=False, soft_wrap=True)
+        return
+    if import_:
+        new = file.merge(import_.read_text(encoding="utf-8"), str(import_))
+        console.print(f"{new} answers are new", highlight=False)
+        return
+    found = cards.all_cards([project.topic_or_fail(topic) for topic in topics or project.TOPICS])
+    state, now = file.load(), quizzes.utc_now()
+    if progress:
+        console.print(quizzes.progress(found, state, now))
+        return
+    round_ = quizzes.tonight(found, minutes, now) if minutes else quizzes.until_it_sits(found, state, now)
+    if not round_.queue:
+        console.print("nothing is due; --tonight MINUTES drills anyway", highlight=False)
+        return
+    try:
+        quizzes.run(round_, file, console, console.input, dice=random.Random(), clock=quizzes.utc_now)
+    except EOFError:
+        console.print()
+    console.print(quizzes.summary(round_), markup=False, highlight=False)
