@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site record check quiz test test-fast models browser clean
+.PHONY: help serve site record check quiz anki test test-fast models browser clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ check: $(STAMPS)/site ## check pages without running them
 
 quiz: $(STAMPS)/site ## drill the pages' cards in this terminal
 	@$(BIN)/measured quiz
+
+anki: $(STAMPS)/anki ## write the pages' cards as an Anki deck
+	@$(BIN)/measured anki
 
 test: $(STAMPS)/test ## run every test: static checks, unit tests, recordings run again, strict build, browser
 	$(BIN)/python -m tests.phases
@@ -71,7 +74,11 @@ $(STAMPS)/run: $(STAMPS)/site snippets/models/packages.txt
 	$(BIN)/measured prepare
 	@touch $@
 
+$(STAMPS)/anki: $(STAMPS)/site
+	$(PIP) -e '.[site,anki]'
+	@touch $@
+
 $(STAMPS)/test: $(STAMPS)/run
-	$(PIP) -e '.[site,run,test,peers]'
+	$(PIP) -e '.[site,run,anki,test,peers]'
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || $(MAKE) browser
 	@touch $@

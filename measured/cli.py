@@ -362,3 +362,18 @@ def quiz(
     except EOFError:
         console.print()
     console.print(quizzes.summary(round_), markup=False, highlight=False)
+
+
+@command(epilog="Examples: measured anki   ·   measured anki kv_cache --to kv.apkg")
+def anki(
+    topics: Annotated[
+        list[str] | None, typer.Argument(metavar="[TOPIC…]", help="Topics; all when none is named.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="The deck's file; build/measured-answers.apkg by default.")] = None,
+) -> None:
+    """Write the cards as an Anki deck; importing it again updates cards and keeps their schedules."""
+    from measured import anki as decks
+
+    path = to or decks.default_path()
+    count = decks.build(path, [project.topic_or_fail(topic) for topic in topics or project.TOPICS])
+    console.print(f"wrote {count} cards to {path}: File, Import in Anki", highlight=False, soft_wrap=True)
