@@ -76,9 +76,10 @@ class Card:
 
 
 def all_cards(topics: list[str] | None = None) -> list[Card]:
-    """Cards of the topics, or of all: most asked first, then in the site's order of topics and pages."""
+    """Cards of the topics, or of all: most asked first, and a page's cards apart, since one gives the next away."""
     names = [name for topic in topics or project.TOPICS for name in project.question_names(topic)]
-    return sorted((card for name in names for card in cards_of(name)), key=lambda card: card.asked)
+    placed = [(card.asked, at, card) for name in names for at, card in enumerate(cards_of(name))]
+    return [card for _, _, card in sorted(placed, key=lambda each: each[:2])]
 
 
 def cards_of(name: str) -> list[Card]:

@@ -20,7 +20,7 @@ from measured.cards import Card
 from measured.schedule import State, StateFile
 
 AGAIN, GOOD = 1, 3
-LONG_TERM = 2  # FSRS: past the steps of learning
+KNOWN_DAYS = 7  # a card counts as known once it would still be remembered in a week
 RATINGS = {"1": "again", "2": "hard", "3": "good", "4": "easy"}
 NEW_A_ROUND = 20
 RETURN_AFTER = 3  # cards between a miss and its return
@@ -103,7 +103,7 @@ def progress(cards: Sequence[Card], state: State, now: datetime) -> Table:
     for topic in dict.fromkeys(card.topic for card in cards):
         own = [card for card in cards if card.topic == topic]
         seen = [card for card in own if card.id in state.cards]
-        known = [card for card in seen if state.cards[card.id]["state"] == LONG_TERM]
+        known = [card for card in seen if state.cards[card.id]["stability"] >= KNOWN_DAYS]
         counts = (len(own), len(seen), len(known), *forecast(own, state, now))
         table.add_row(topic.replace("_", " "), *(str(count) for count in counts))
     return table

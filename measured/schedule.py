@@ -26,8 +26,8 @@ from platformdirs import user_data_path
 from measured import project
 
 FORMAT, VERSION = "measured-answers-quiz", 1
-# No fuzz: the browser and the terminal must name the same day.
-SCHEDULER = fsrs.Scheduler(enable_fuzzing=False)
+# No steps within a day: a round brings its misses back itself. No fuzz: browser and terminal must name the same day.
+SCHEDULER = fsrs.Scheduler(learning_steps=(), relearning_steps=(), enable_fuzzing=False)
 _FIELDS = {"state", "step", "stability", "difficulty", "due", "last_review"}
 
 
@@ -49,6 +49,7 @@ class State:
 
     def answer(self, card_id: str, rating: int, now: datetime) -> datetime:
         """Schedule a card by an answer; returns when it comes back."""
+        now = now.replace(microsecond=now.microsecond // 1000 * 1000)  # what a browser keeps of a time
         entry = self.cards.get(card_id)
         card = fsrs.Card.from_dict({"card_id": 0, **entry}) if entry else fsrs.Card(card_id=0)  # type: ignore[typeddict-item]
         card, _ = SCHEDULER.review_card(card, fsrs.Rating(rating), now)

@@ -9,10 +9,11 @@ from measured.build import build, claims_document
 NAME = "kv_cache/sample"
 
 
-def test_notebooks_and_claims_are_written_once(mini) -> None:
+def test_notebooks_claims_and_cards_are_written_once(mini) -> None:
     docs = mini.root / "docs"
     written = {p.relative_to(docs).as_posix() for p in build()}
     assert written == {
+        "assets/quiz/cards.json",
         "claims.json",
         "notebooks/here/kv_cache/index.ipynb",
         f"notebooks/here/{NAME}.ipynb",

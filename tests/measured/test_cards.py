@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -32,6 +33,8 @@ def test_ids_are_unique_and_name_their_page() -> None:
 
 def test_most_asked_come_first() -> None:
     assert [card.asked for card in ALL] == sorted(card.asked for card in ALL)
+    said = [one.id for one, after in pairwise(cards.all_cards()) if one.kind == "recall" and one.page == after.page]
+    assert said == [], "an answer gives the next card away"
     assert {card.topic for card in cards.all_cards(["kv_cache"])} == {"kv_cache"}
 
 
