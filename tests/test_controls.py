@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
 from measured import claims, expression, project, recording
 from measured.page import Claim, read_page
-from tests.small import controlled, measured_small
+from tests.small import controlled, controlled_again, measured_small
 
 pytestmark = pytest.mark.models
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +33,8 @@ def snippets_of(claim: Claim) -> list[str]:
     return found
 
 
-def values_on_control(claim: Claim) -> dict[str, float]:
-    both = [{**measured_small(name), **controlled(name)} for name in snippets_of(claim)]
+def values_on_control(claim: Claim, control: Callable[[str], Mapping[str, float]] = controlled) -> dict[str, float]:
+    both = [{**measured_small(name), **control(name)} for name in snippets_of(claim)]
     return {name: value for values in both for name, value in values.items()}
 
 
@@ -49,6 +49,8 @@ def test_a_claim_fails_on_its_control(claim: Claim) -> None:
     values = values_on_control(claim)
     missing = expression.names(claim.check) - set(values)
     assert not missing, f"measure() and control() of {snippets_of(claim)} do not return {sorted(missing)}"
+    if claim.value_class == "R" and claims.holds(claim, values):  # once may be noise, the median of three is not
+        values = values_on_control(claim, controlled_again)
     shown = {n: values[n] for n in sorted(expression.names(claim.check))}
     assert not claims.holds(claim, values), f"{claim.check} holds on the baseline as well: {shown}"
 

@@ -258,7 +258,7 @@ class Scale:
     text_tokens: int = 192
 
 
-SMALL = Scale(10, 4, 8, 1500, (0,), 2, 3, 2, SMOLLM2_135M, (1, 5), 48)
+SMALL = Scale(10, 4, 8, 1500, (0,), 2, 9, 3, SMOLLM2_135M, (1, 5), 48)
 BATCHES = (1, 16, 64, 128, 256, 1024)
 
 
