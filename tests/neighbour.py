@@ -68,6 +68,15 @@ ONCE = {
     "embeddings/vector_search": """
 scale = replace(m.Scale(), counts=(m.Scale().counts[0], m.Scale().counts[-1]), rounds=3)
 made = m.built(m.retrieval.vectors(scale.questions, scale.titles, str(pick())), scale)""",
+    "throughput/fusion_and_runtimes": """
+scale, decoder = m.SMALL, m.first_layers(m.SMOLLM2_135M.layers, pick())
+folder, ids = m.runtimes.exported(decoder), m.prompts(4, 8, pick())
+fixed = m.chain_ratios(m.chain_values(scale, pick())) | m.step_values(m.thin_decoder(pick()))""",
+    "throughput/pruning": """
+scale = m.SMALL
+made = m.ways(scale, pick())""",
+    "throughput/the_ladder": """
+built = m.build()""",
 }
 # What times a page's ratios and nothing else; pages that are not here run all that they measure, at its briefest.
 TIMED = {
@@ -108,12 +117,44 @@ TIMED = {
     "throughput/continuous_batching": """
         clock.fix_allocator()
         return m.pause_values(smollm2.decoder(torch.float32, pick()), m.Scale())""",
+    "throughput/distillation": """
+        clock.fix_allocator()
+        return m.speed_values(m.pair_times(pick(), 6), m.narrow_times(pick(), 6))""",
+    "throughput/early_exit": """
+        return m.check_times(m.model(), m.Scale())""",
+    "throughput/pruning": """
+        clock.fix_allocator()
+        return m.speed_values(m.times(made, scale, pick()), made)""",
+    "throughput/fusion_and_runtimes": """
+        clock.fix_allocator()
+        one = m.runner_times({n: f() for n, f in m.runners(decoder, 1, folder).items()}, ids[:1], 7)
+        many = m.runner_times({n: f() for n, f in m.runners(decoder, 4, folder).items()}, ids, 7)
+        return fixed | m.speed_values(one, many)""",
+    "throughput/the_ladder": """
+        clock.fix_allocator()
+        taken = m.timed(built.rungs, built.eager, built.many, 7)
+        weights = built.rungs["INT4 blocks, exact"].weights
+        return m.time_values(taken) | {"unpack_ratio": m.unpack_ratio(weights, 7)}""",
     "throughput/determinism": """
         return m.price_values(m.Scale(), pick())[0]""",
     "throughput/efficient_attention": """
         clock.fix_allocator()
         scale = replace(m.Scale(), lengths=(256, 2048), rounds=3, long_rounds=3)
         return m.time_values(m.time_columns(scale, pick())) | m.long_values(scale, pick())""",
+    "throughput/fair_benchmark": """
+        # A first call needs a process that has made none.
+        own = "import json; from snippets.instruments.device import pick; "
+        own += "from snippets.throughput import fair_benchmark as m; "
+        own += "print(json.dumps(m.first_call_values(m.SMALL, pick())))"
+        told = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout
+        timed = json.loads(told) | m.cache_values(m.SMALL, pick())
+        return timed | m.wait_values(m.SMALL, pick()) | m.turn_values(m.SMALL)""",
+    "throughput/caching": """
+        return m.lookup_values(m.encoder(device=pick()), list(m.asked_questions())[:2], m.SMALL)[0]""",
+    "throughput/model_parallelism": """
+        return m.launch(replace(m.SMALL, real=False)).values""",
+    "throughput/token_reduction": """
+        return m.first_token_values(m.first_token_columns(m.SMALL, pick()))[0]""",
     "throughput/latency_numbers": """
         clock.fix_allocator()
         return m.stall_values(smollm2.decoder(torch.float32, pick()), m.Scale())""",
@@ -135,7 +176,7 @@ _WHOLE = """
 def taken(name: str, runs: int) -> Iterator[dict[str, float]]:
     """Values of a question's ratios, measured `runs` times in a process of their own."""
     code = (
-        "import json, torch\n"
+        "import json, subprocess, sys, torch\n"
         "from dataclasses import replace\n"
         "from snippets.instruments import clock\n"
         "from snippets.instruments.device import pick\n"

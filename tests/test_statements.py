@@ -19,7 +19,7 @@ STATEMENTS = {
     ],
     "kv_cache": ["S0.5a", "S0.5b", "S0.5c", "S0.5d", "S0.5e", "S0.5f", "S0.5g", "S1.3.0"],
     "embeddings": ["S0.6a", "S0.6b", "S0.6c", "S0.6d", "S2.x1"],
-    "throughput": ["S1.2.4", "S1.2.6", "S1.2.10", "S1.3.5"],
+    "throughput": [*(f"S1.2.{number}" for number in range(1, 13)), *(f"S1.3.{number}" for number in range(1, 11))],
 }
 OWED = [(topic, statement) for topic, statements in STATEMENTS.items() for statement in statements]
 
