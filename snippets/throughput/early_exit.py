@@ -62,7 +62,7 @@ class Scale:
     timed_rounds: int = 3  # where a round takes seconds
 
 
-SMALL = Scale(4, 25, 2, 1, 6, 7, 2)
+SMALL = Scale(4, 33, 2, 1, 6, 7, 2)
 
 
 # --8<-- [start:exit]
