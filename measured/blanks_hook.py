@@ -12,9 +12,13 @@ from typing import Any
 _KEPT = re.compile(r"(<(pre|textarea|script|style)\b.*?</\2>)", re.S)
 
 
+# Lists of links are drawn as blocks, where no line between two tags is seen.
+_LISTS = re.compile(r"<nav\b.*?</nav>", re.S)
+
+
 def on_post_page(output: str, **_: Any) -> str:
     """A page without its indentation and empty lines."""
     parts = _KEPT.split(output)  # text, element, its name, text, …
     parts[::3] = [re.sub(r"\s*\n\s*", "\n", text) for text in parts[::3]]
     del parts[2::3]
-    return "".join(parts)
+    return _LISTS.sub(lambda found: re.sub(r"(?<=>)\n|\n(?=<)", "", found[0]), "".join(parts))

@@ -37,3 +37,4 @@ def test_code_stays_as_it_is_and_the_rest_reads_the_same() -> None:
     assert after.get_text(" ").split() == before.get_text(" ").split()
     assert not re.search(r"\n\n|\n +<[a-z]", re.sub(r"<pre>.*?</pre>\n", "", light, flags=re.S))
     assert "here</em>\nand there" in light  # words do not grow together
+    assert "<nav><a>one</a><a>two</a></nav>" in light  # in lists of links no line is seen

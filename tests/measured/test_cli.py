@@ -131,7 +131,7 @@ def test_new_says_what_comes_next(mini) -> None:
 
 
 def test_build_counts_files(mini) -> None:
-    assert "4 files written" in run("build").output and "0 files written" in run("build").output
+    assert "5 files written" in run("build").output and "0 files written" in run("build").output
 
 
 def test_prepare_runs_the_steps_named(mini) -> None:
