@@ -6,6 +6,7 @@ import hashlib
 import html
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _listed(texts: list[str]) -> str:
 
 
 def _html(text: str) -> str:
-    return markdown.markdown(text, extensions=["sane_lists"])
+    """Markdown as HTML, formulas in it for MathJax."""
+    return re.sub(r"\$([^$\n]+)\$", r"\\(\1\\)", markdown.markdown(text, extensions=["sane_lists"]))
 
 
 def _formula(name: str) -> str:

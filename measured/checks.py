@@ -23,6 +23,7 @@ from measured.values import CHART_MIME, SERIES_MIME, TABLE_MIME, VALUES_MIME
 # Fences that Jupytext turns into cells which run: magics of shells and other languages.
 MAGIC_FENCES = frozenset(_JUPYTER_LANGUAGES_LOWER_AND_UPPER) - {"python", "Python", "py"}
 ANSWER_WORDS = 75
+CHART_WIDTH, LETTER_WIDTH = 340, 5.2  # as measured.drawing draws them
 MIMES = {VALUES_MIME, SERIES_MIME, TABLE_MIME, CHART_MIME}
 
 
@@ -319,6 +320,7 @@ def _outputs_whole(page: Page, have: Recording) -> Found:
         columns = have.series.get(bundle["series"], {})
         if any(columns.get(name) != data for name, data in bundle["data"].items()):
             yield 1, f"{have.machine}: a chart does not show the recorded series {bundle['series']!r}", redo
+        yield from _chart_readable(bundle)
         for text in (bundle["title"], bundle["x_title"], bundle["y_title"]):
             for found in numbers.quantities(text):
                 yield 1, f"naked number “{found}” in the chart title “{text}”", "say it without a number"
@@ -326,6 +328,17 @@ def _outputs_whole(page: Page, have: Recording) -> Found:
         for text in (bundle["caption"], *[heading for _, heading in bundle["columns"]]):
             for found in numbers.quantities(text):
                 yield 1, f"naked number “{found}” in the table's “{text}”", "say it without a number"
+
+
+def _chart_readable(bundle: dict[str, Any]) -> Found:
+    """A chart that draws nothing, or writes one name over the next."""
+    if bundle["mark"] == "bar" and bundle["log_y"]:
+        what = f"the chart “{bundle['title']}” has bars on a logarithmic axis, which begin nowhere and are not drawn"
+        yield 1, what, 'draw points: mark="point"'
+    shown = list(dict.fromkeys(bundle["data"][bundle["x"]]))
+    if isinstance(shown[0], str) and max(map(len, shown)) * LETTER_WIDTH > CHART_WIDTH / len(shown):
+        what = f"the names along the chart “{bundle['title']}” run into each other"
+        yield 1, what, "shorten them, or number them and show the names in a table"
 
 
 def _bare_output(number: int, output: Any) -> Found:

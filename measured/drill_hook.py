@@ -33,7 +33,7 @@ class _Loader(importlib.machinery.SourceFileLoader):
 
     def _codes(self) -> list[CodeType]:
         own = ast.parse(Path(self.path).read_text(encoding="utf-8"), self.path).body
-        tops = drills._tops(self.asked)
+        tops = drills.tops(self.asked)
         gone = [at for at, node in enumerate(own) if getattr(node, "name", None) in tops]
         theirs = drills.check_work(self.asked, self.work).body
         kept = [node for at, node in enumerate(own) if at > gone[0] and at not in gone]

@@ -129,7 +129,7 @@ def check_work(asked: Drill, path: Path) -> ast.Module:
     except SyntaxError as error:
         raise DrillError(f"{path}:{error.lineno}: {error.msg}") from None
     found = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-    if missing := [name for name in _tops(asked) if name not in found]:
+    if missing := [name for name in tops(asked) if name not in found]:
         raise DrillError(f"{path} defines no {', '.join(missing)}: --reset writes the blank file again")
     return tree
 
@@ -159,14 +159,14 @@ def _source(asked: Drill) -> str:
     return (project.root() / asked.module).read_text(encoding="utf-8")
 
 
-def _tops(asked: Drill) -> list[str]:
+def tops(asked: Drill) -> list[str]:
     """Names at the module's top level that the drill replaces, each once."""
     return list(dict.fromkeys(name.split(".")[0] for name in asked.definitions))
 
 
 def _nodes(asked: Drill, source: str) -> list[ast.FunctionDef | ast.ClassDef]:
     by_name = {n.name: n for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
-    return [by_name[name] for name in _tops(asked)]
+    return [by_name[name] for name in tops(asked)]
 
 
 def _first_line(node: ast.FunctionDef | ast.ClassDef) -> int:
@@ -214,7 +214,7 @@ def _imports(asked: Drill) -> str:
                 plain.append(ast.unparse(statement))
         else:
             own += [name for name in _defined(statement) if name in used]
-    own = sorted(set(own) - set(_tops(asked)) - set(asked.hidden))
+    own = sorted(set(own) - set(tops(asked)) - set(asked.hidden))
     standard = [each for each in plain if each.split()[1].split(".")[0] in sys.stdlib_module_names]
     plain = [*standard, *([""] if standard and len(standard) < len(plain) else []), *plain[len(standard) :]]
     if own:

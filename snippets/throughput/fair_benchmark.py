@@ -36,6 +36,7 @@ from snippets.instruments.device import (
     synchronize,
 )
 from snippets.instruments.roofline import LAUNCH_SECONDS, predict_seconds
+from snippets.instruments.threads import one_thread
 from snippets.models.queueing import latencies
 
 # isort: split
@@ -55,17 +56,6 @@ class Scale:
 
 
 SMALL = Scale(768, 2**25, 7, 7)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On one core: the errors are the same, and a busy neighbour spoils less."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 # --8<-- [start:first]

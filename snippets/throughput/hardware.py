@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import sqrt
@@ -28,6 +28,7 @@ from snippets.instruments.clock import Interleaved
 from snippets.instruments.datasheets import Peak, cpu_peak, gpu_peak
 from snippets.instruments.device import KINDS, cache_bytes, capabilities, declared_peak, device_name, pick
 from snippets.instruments.roofline import predict_seconds
+from snippets.instruments.threads import one_thread
 from snippets.models.shapes import LLAMA_3_8B, SMOLLM2_135M, parameters
 
 # isort: split
@@ -214,17 +215,6 @@ def calibrated(shape: Shape, seconds: Mapping[int, float], element_bytes: int) -
 
 
 # --8<-- [end:predict]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """On one core, so that a busy one beside it costs nothing."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Trial(NamedTuple):

@@ -81,6 +81,8 @@ def test_guids_hang_on_the_id_alone() -> None:
 
 
 def test_formulas_and_charts_are_on_the_backs() -> None:
+    assert decks._html("costs $\\ln V$ nats") == "<p>costs \\(\\ln V\\) nats</p>"
+    assert not [card.id for card in CARDS for side in decks._sides(card) if "$" in side]
     backs = [decks._sides(card)[1] for card in CARDS if card.kind == "recall"]
     assert sum("\\[" in back for back in backs) > len(backs) / 2
     charts = [back for back in backs if "<svg" in back]

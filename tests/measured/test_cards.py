@@ -93,6 +93,12 @@ def _number(text: str) -> float:
     return float(re.sub(r"[^\d.]", "", text))
 
 
+def test_each_card_leads_to_a_heading_of_its_page() -> None:
+    for card in ALL:
+        titles = re.findall(r"^## (.+)$", read_page(card.page).source, re.M)
+        assert card.anchor in ["", *("-".join(title.lower().split()) for title in titles)], card.id
+
+
 def test_what_a_share_cannot_be_is_never_offered() -> None:
     assert cards._impossible("180 %") and cards._impossible("0.0 GB") and not cards._impossible("99 %")
 

@@ -407,3 +407,24 @@ def test_every_problem_of_a_page_is_listed_not_only_the_first(mini) -> None:
 def test_check_loads_no_torch() -> None:
     code = "import sys, measured.checks, measured.weave, measured.build; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"mark": "bar", "log_y": True}, "begin nowhere"),
+        ({"data": {"name": ["a rather long name", "another long name"] * 4, "rate": [1] * 8}}, ""),
+        ({"data": {"name": [f"long name number {n}" for n in range(8)], "rate": [1] * 8}}, "run into each other"),
+        ({"data": {"name": list(range(8)), "rate": [1] * 8}}, ""),
+    ],
+)
+def test_a_chart_that_nobody_can_read_is_found(changed: dict, told: str) -> None:
+    bundle = {
+        "title": "Rates",
+        "mark": "point",
+        "log_y": False,
+        "x": "name",
+        "data": {"name": ["a", "b"], "rate": [1, 2]},
+    }
+    found = [what for _, what, _ in checks._chart_readable({**bundle, **changed})]
+    assert told in " ".join(found) if told else found == []
