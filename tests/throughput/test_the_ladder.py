@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from snippets.models import decoder as plain
 from snippets.models import fast_decoder as fast
 from snippets.models.decoder import Decoder, generate, initialize
 from snippets.models.shapes import Geometry
@@ -33,7 +35,7 @@ def test_the_fused_step_writes_what_the_plain_decoder_writes(batch: int) -> None
     assert torch.equal(run(fast.fp32, ids, 11), generate(decoder(), ids, 11))
 
 
-@pytest.mark.parametrize("make", [fast.bf16, fast.int8_rows, fast.int8_blocks, fast.int4_blocks])
+@pytest.mark.parametrize("make", [fast.bf16, fast.int8_rows, fast.int8_columns, fast.int8_blocks, fast.int4_blocks])
 def test_a_row_is_multiplied_by_what_is_stored(make: fast.Make) -> None:
     weight, x = torch.randn(7, 96, generator=torch.Generator().manual_seed(2)), torch.linspace(-1, 1, 96)[None]
     kept = make(weight)
@@ -56,6 +58,26 @@ def test_many_rows_in_int8_round_their_activations_too() -> None:
     exact = x @ fast.restored(kept).T
     apart = (fast.multiply(x, kept) - exact).abs().max() / exact.abs().max()
     assert 0 < apart < 0.02
+    assert torch.equal(fast.multiply(x, fast.int8_columns(weight)), fast.multiply(x, kept))
+
+
+def test_positions_are_rotated_as_the_plain_decoder_does() -> None:
+    cos, sin = plain.rotation(EVEN, 5, 7, torch.ones(1))
+    x = torch.randn(2, 3, 7, EVEN.head_dim, generator=torch.Generator().manual_seed(5))
+    assert torch.allclose(fast.rotate(x, cos, sin), plain.rotate(x, cos, sin), atol=1e-6)
+    assert not torch.allclose(fast.rotate(x, cos, sin), x, atol=1e-2)
+
+
+@pytest.mark.parametrize(("start", "new", "room"), [(0, 301, 301), (0, 7, 7), (3, 5, 11), (130, 1, 139)])
+def test_blocks_attend_to_what_stands_before_and_to_nothing_else(start: int, new: int, room: int) -> None:
+    draw = torch.Generator().manual_seed(6)
+    queries, keys, values = (
+        torch.randn(shape, generator=draw) for shape in ((2, 3, 5, new, 8), *[(2, 3, room, 8)] * 2)
+    )
+    places = torch.arange(start, start + new)
+    mask = torch.arange(room) <= places[:, None]
+    expected = F.scaled_dot_product_attention(queries, keys[:, :, None], values[:, :, None], attn_mask=mask)
+    assert torch.allclose(fast.attend(queries, keys, values, places), expected, atol=1e-5)
 
 
 def test_proposals_follow_the_last_time_the_newest_two_stood() -> None:
@@ -84,6 +106,30 @@ def test_bytes_follow_from_bits() -> None:
 def test_operations_of_a_token_are_twice_the_weights_and_attention() -> None:
     assert ladder.step_flops(1, room=0) == 2 * 134_479_872
     assert ladder.step_flops(7) == 7 * ladder.step_flops(1)
+
+
+@pytest.mark.parametrize(("batch", "new", "room"), [(32, 1, 128), (1, 512, 512)])
+def test_parts_add_up_to_the_operations_of_the_step(batch: int, new: int, room: int) -> None:
+    parts = ladder.part_flops(batch, new, room)
+    places = range(fast.PROMPT_BLOCK, room + 1, fast.PROMPT_BLOCK)
+    seen = sum(fast.PROMPT_BLOCK * end for end in places) if new == room else batch * room
+    head = 2 * ladder.G.hidden * ladder.G.vocabulary
+    products = ladder.step_flops(batch * new, room=0) - (head * new if new > 1 else 0)
+    assert parts["INT8 products"] == products
+    assert parts["attention"] == 4 * ladder.G.layers * ladder.G.heads * ladder.G.head_dim * seen
+    assert max(parts["quantizing"], parts["rescaling"], parts["the rest"]) < parts["INT8 products"] / 100
+
+
+def test_a_small_model_waits_for_launches_until_one_graph_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    launches = ladder.G.layers * ladder.COMPILED_LAUNCHES
+    steps = {label: (None, 1, 1, launches) for label in (*ladder.RESPONDING, "cache")}
+    monkeypatch.setattr(ladder, "climbed", lambda built: steps)
+    monkeypatch.setattr(ladder, "step_bytes", lambda one: 335_000_000)
+    planned = ladder.predicted_columns(None)  # type: ignore[arg-type]
+    found = ladder.predicted_values(planned)
+    assert planned["bound_by"] == ["launches"] * 3
+    assert found["h100_compiled_seconds"] == pytest.approx(launches * 4e-6)
+    assert found["h100_int4_graph_seconds"] == pytest.approx(335e6 / 3350e9)
 
 
 def test_a_missing_peer_is_shown_as_not_measured_and_ratios_come_from_the_same_file() -> None:
