@@ -26,13 +26,12 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as processes
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from snippets.instruments import clock
 from snippets.instruments.datasheets import Peak, gpu_peak
@@ -464,14 +463,13 @@ def model_values(scale: Scale, wire: Wire, device: torch.device) -> Values:
     return values | step_values(scale, wire, device, alone, split, staged, ids)
 
 
-class Dispatched(TorchDispatchMode):
-    """Counts the all-reduces that PyTorch itself is asked for, whoever asks."""
-
-    reduces = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.reduces += func is torch.ops.c10d.allreduce_.default
-        return func(*args, **(kwargs or {}))
+def dispatched_reduces(action: Callable[[], object]) -> int:
+    """All-reduces that PyTorch itself was asked for, whoever asked."""
+    # Not a TorchDispatchMode, and not Kineto: both keep the process group alive after it was destroyed, and its
+    # threads then abort now and then as the interpreter ends (pytorch/pytorch#179291 tells of that end).
+    with torch.autograd.profiler.profile(use_kineto=False) as profiler:
+        action()
+    return sum(event.count for event in profiler.key_averages() if event.key == "c10d::allreduce_")
 
 
 def moved_values(wire: Wire, split: Runner, staged: Runner, ids: Tensor) -> Values:
@@ -482,9 +480,8 @@ def moved_values(wire: Wire, split: Runner, staged: Runner, ids: Tensor) -> Valu
     step = split.step(ids)  # runs the prompt
     values |= {"prompt_reduces_count": wire.reduces, "prompt_reduce_bytes": wire.reduced_bytes // wire.reduces}
     wire.reset()
-    with Dispatched() as dispatched:
-        step()
-    values |= {"token_reduces_count": wire.reduces, "dispatched_reduces_count": dispatched.reduces}
+    dispatched = dispatched_reduces(step)
+    values |= {"token_reduces_count": wire.reduces, "dispatched_reduces_count": dispatched}
     values["token_reduce_bytes"] = wire.reduced_bytes // wire.reduces
     staged_step = staged.step(ids)
     wire.reset()

@@ -201,6 +201,32 @@ def test_an_interrupt_ends_the_processes() -> None:
     assert nobody_is_left()
 
 
+LEAVES_THREADS = """
+import sys, tempfile, torch
+from pathlib import Path
+import torch.distributed as dist
+from snippets.throughput.model_parallelism import dispatched_reduces, member
+
+with tempfile.TemporaryDirectory() as folder:
+    with member(torch.device("cpu"), store=dist.FileStore(f"{folder}/store", 1), rank=0, world_size=1):
+        x = torch.ones(1)
+        counted = dispatched_reduces(lambda: (dist.all_reduce(x), dist.all_reduce(x)))
+names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+print(counted, sum("gloo" in name for name in names))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are named in /proc on Linux alone")
+def test_counting_leaves_no_thread_of_the_group_behind() -> None:
+    """A thread that outlives its group aborts the process now and then as the interpreter ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES_THREADS],
+        env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["2", "0"]
+
+
 def test_torchrun_runs_the_same_module() -> None:
     """The command of the page, at small scale and over the loopback interface."""
     command = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "3", "-m"]
