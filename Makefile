@@ -66,7 +66,7 @@ peers: $(STAMPS)/run ## install other runtimes and time them beside ours (minute
 	$(BIN)/python benchmarks/peers.py $(PEERS)
 
 clean: ## remove what was built: site, notebooks, caches; not the environment
-	rm -rf site docs/notebooks docs/claims.json docs/assets/quiz/cards.json .pytest_cache .ruff_cache .mypy_cache .cache build dist *.egg-info
+	rm -rf site docs/notebooks docs/claims.json docs/assets/quiz/cards.json docs/assets/quiz/interview.json .pytest_cache .ruff_cache .mypy_cache .cache build dist *.egg-info
 
 # A stamp is renewed when what it installs has changed. Extras are split: the site alone needs no torch.
 $(STAMPS)/venv:

@@ -13,7 +13,7 @@ from typing import Any
 import genanki
 import markdown
 
-from measured import project, recording
+from measured import estimates, project, recording
 from measured.cards import Card, all_cards
 from measured.page import read_page
 from measured.slim import slim
@@ -100,6 +100,9 @@ def _sides(card: Card) -> tuple[str, str]:
         steps[slot.step] = steps[slot.step].replace(slot.right, wrong)
         told = f"Step {slot.step + 1} says {wrong}; it is {slot.right}."
         return _html(f"{card.front}\n\n{_listed(steps)}"), _html(told)
+    if card.estimate:
+        drawn = estimates.draw(card.estimate, estimates.example_seed(card.estimate))
+        return _html(drawn.question), _html("\n\n".join(estimates.solution(card.estimate, drawn.values)))
     options = list(card.options)
     if card.kind == "choice":
         dice.shuffle(options)

@@ -6,20 +6,23 @@ import html
 import json
 import os
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from markdown import markdown
 
-from measured import cards, claims, project, recording, weave
+from measured import cards, claims, estimates, interview, project, recording, weave
+from measured.estimates import Estimate
 from measured.page import read_page
 
 CLAIMS_VERSION = 1
 CARDS_VERSION = 1
+INTERVIEW_VERSION = 1
 
 
 def build() -> list[Path]:
-    """Write `docs/notebooks/`, `docs/claims.json` and the quiz's cards; files that would not change are left alone.
+    """Write `docs/notebooks/`, `docs/claims.json` and what the quiz asks; files that would not change are left alone.
 
     Returns:
         What was written or removed.
@@ -28,6 +31,7 @@ def build() -> list[Path]:
     wanted: dict[Path, str] = {
         docs / "claims.json": json.dumps(claims_document(), indent=1, ensure_ascii=False) + "\n",
         docs / "assets" / "quiz" / "cards.json": json.dumps(cards_document(), ensure_ascii=False) + "\n",
+        docs / "assets" / "quiz" / "interview.json": json.dumps(interview_document(), ensure_ascii=False) + "\n",
     }
     for name in project.page_names():
         for each in recording.recordings(name):
@@ -76,7 +80,10 @@ def cards_document() -> dict[str, Any]:
     """Every card with its texts as HTML: the content of the quiz's `cards.json`."""
     found = []
     for card in cards.all_cards():
-        options = [{"text": _line(each.text), "right": each.right} for each in card.options]
+        options = [
+            {"text": _line(o.text), "right": o.right} | ({"feedback": _html(o.feedback)} if o.feedback else {})
+            for o in card.options
+        ]
         slots = [{"step": s.step, "right": _line(s.right), "wrong": [_line(w) for w in s.wrong]} for s in card.slots]
         entry = card.as_json() | {
             "title": read_page(card.page).heading[0],
@@ -85,9 +92,55 @@ def cards_document() -> dict[str, Any]:
             "options": options,
             "steps": [_line(step) for step in card.steps],
             "slots": slots,
+            "estimate": _estimate(card.estimate) if card.estimate else "",
         }
+        if card.kind == "choice":
+            entry["back"] = ""  # what is said to each option says it all
         found.append({key: value for key, value in entry.items() if value not in ([], "")})
-    return {"version": CARDS_VERSION, "cards": found}
+    asked = sorted({card["estimate"]["dimension"] for card in found if "estimate" in card})
+    units = {dimension: estimates.units_of(dimension) for dimension in asked}
+    unitless = [dimension for dimension in asked if dimension in estimates.UNITLESS]
+    return {"version": CARDS_VERSION, "units": units, "unitless": unitless, "cards": found}
+
+
+def _estimate(estimate: Estimate) -> dict[str, Any]:
+    """An estimate for its twin in the browser: what it draws from, and its expressions as programs for a stack."""
+    said = set(re.findall(r"\{(\w+)\}", estimate.ask))
+    texts = (estimate.answer, *(mistake.expression for mistake in estimate.mistakes))
+    used = set().union(*map(estimates.expression.names, texts))
+    givens = [
+        [
+            {
+                "texts": {key: text for key, text in choice.texts.items() if key in said},
+                "values": {key: value for key, value in choice.values.items() if key in used},
+            }
+            for choice in choices
+        ]
+        for choices in estimate.givens
+    ]
+    wrong = [{"program": estimates.program(m.expression), "told": _line(m.told)} for m in estimate.mistakes]
+    return {
+        "givens": givens,
+        "fixed": estimate.fixed,
+        "dimension": estimate.dimension,
+        "program": estimates.program(estimate.answer),
+        "infix": estimates.infix(estimate.answer),
+        "formula": estimates.formula(estimate.answer),
+        "mistakes": wrong,
+    }
+
+
+def interview_document() -> dict[str, Any]:
+    """Every mock interview's question with its texts as HTML: the content of `interview.json`."""
+    found = []
+    for each in interview.interviews():
+        entry = asdict(each) | {"question": _line(each.question), "points": [_line(point) for point in each.points]}
+        entry["followups"] = [
+            asdict(followup) | {"question": _line(followup.question), "answer": _line(followup.answer)}
+            for followup in each.followups
+        ]
+        found.append(entry)
+    return {"version": INTERVIEW_VERSION, "interviews": found}
 
 
 def _html(text: str) -> str:

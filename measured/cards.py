@@ -1,11 +1,12 @@
 """Cards: what the quiz asks, made from the pages alone, so that nothing is kept twice and no number is typed.
 
-Four kinds come from what every question page has:
+Five kinds come from what question pages have:
 
 - *recall*: the question, and its 30-second answer.
 - *statement*: what people say, and whether it holds, holds if, or is refuted.
 - *choice*: what to say, beside what not to say and what refutes that.
 - *spot*: the steps of the whiteboard with one number falsified.
+- *estimate*: a number to derive, from fresh inputs each time (see `measured.estimates`).
 
 An id is the page's name and the card's kind or statement: it outlives every rewording. Values of one machine (R and H)
 stand on the back of a card alone: who drills elsewhere cannot know them.
@@ -19,10 +20,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from measured import claims, expression, project, recording, sources
+from measured.estimates import Estimate, estimates
 from measured.expression import ExpressionError
 from measured.page import MARK, MARK_KINDS, Mark, Page, attributes, read_page
 
-KINDS = ("recall", "statement", "choice", "spot")
+KINDS = ("recall", "statement", "choice", "spot", "estimate")
 VERDICT_WORDS = {"holds": "holds", "holds-if": "holds if", "refuted": "refuted"}
 STEPS_TITLE = "On a whiteboard"
 # Mistakes a reader could make: a factor of two each way, of ten each way.
@@ -65,6 +67,7 @@ class Card:
     options: tuple[Option, ...] = ()
     steps: tuple[str, ...] = ()
     slots: tuple[Slot, ...] = ()
+    estimate: Estimate | None = None
 
     @property
     def topic(self) -> str:
@@ -72,7 +75,8 @@ class Card:
 
     def as_json(self) -> dict[str, Any]:
         """The card for other programs: plain lists and texts, empty fields left out."""
-        return {key: value for key, value in asdict(self).items() if value not in ((), "")} | {"topic": self.topic}
+        found = {key: value for key, value in asdict(self).items() if value not in ((), "", None)}
+        return found | {"topic": self.topic}
 
 
 def all_cards(topics: list[str] | None = None) -> list[Card]:
@@ -103,6 +107,8 @@ def _cards(page: Page) -> Iterator[Card]:
             yield card("statement", "what-people-say", said, plain(verdict.body), verdict.statement, options=options)
     yield from _choice(page, card)
     yield from _spot(page, card)
+    for each in estimates(page):
+        yield card("estimate", each.id, each.ask, "", each.id, estimate=each)
 
 
 def _choice(page: Page, card: Any) -> Iterator[Card]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jupytext.languages import _JUPYTER_LANGUAGES_LOWER_AND_UPPER
 
-from measured import claims, expression, numbers, project, recording, sources
+from measured import claims, estimates, expression, numbers, project, recording, sources
 from measured import notebook as notebooks
 from measured import page as pages
 from measured.expression import ExpressionError
@@ -89,6 +89,7 @@ def check_page(page: Page) -> list[Problem]:
     readable = not any(p.what.startswith("fence") or "magic" in p.what for p in found)
     if readable and collect(lambda: _cells(page)):
         collect(lambda: _against_recordings(page))
+        collect(lambda: _estimates(page))
     return found
 
 
@@ -204,6 +205,24 @@ def _claim_forms(page: Page) -> Found:
     for claim in page.claims:
         for what, mend in claims.form_problems(claim):
             yield claim.line, what, mend
+
+
+def _estimates(page: Page) -> Found:
+    found = estimates.estimates(page)
+    for twice in {e.id for e in found if sum(e.id == other.id for other in found) > 1}:
+        yield (
+            found[0].line,
+            f"estimate id {twice!r} is used twice",
+            "ids are unique on a page: a card's id is made of it",
+        )
+    for each in found:
+        for text in (each.ask, *(mistake.told for mistake in each.mistakes)):
+            for number in numbers.quantities(re.sub(r"\{\w+\}", "", text)):
+                yield (
+                    each.line,
+                    f"naked number “{number}” in estimate {each.id!r}",
+                    "draw it, or say it without a number",
+                )
 
 
 def _verdicts(page: Page) -> Found:

@@ -141,6 +141,110 @@ def record(
         )
 
 
+@command(
+    name="run",
+    epilog="Examples: measured run kv_cache/bytes_per_token   ·   measured run kv_cache --device cpu --small   ·   "
+    "measured run --all --json > here.json",
+)
+def run_here(
+    page: Annotated[
+        list[str] | None, typer.Argument(metavar="[PAGE…]", help="Pages as topic/slug, or topics for all their pages.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every page.")] = False,
+    device: Annotated[str | None, typer.Option(help="A kind of device; the page's own choice by default.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32; the page's own by default.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads that compute; torch's choice by default.")] = None,
+    small: Annotated[
+        bool, typer.Option("--small", help="Small sizes, in seconds: only exact counts are gated.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of tables.")] = False,
+) -> None:
+    """Measure pages on this machine, beside the recorded values: which claims hold here; nothing is recorded."""
+    import json
+
+    from measured import run
+
+    if everything == bool(page):
+        raise typer.BadParameter("--all is every page: name none" if page else "name pages or topics, or give --all")
+    if dtype not in (None, *run.DTYPES):
+        raise typer.BadParameter(f"unknown dtype {dtype!r}; known: {', '.join(run.DTYPES)}")
+    names = run.choose(page or [])
+    for option, value in (("device", device), ("dtype", dtype)):
+        if value and not any(option in (run.takes(name) or set()) for name in names):
+            raise typer.BadParameter(f"--{option} {value}: {', '.join(names)} takes no {option}; leave it out")
+    options = run.Options(small, device, dtype, threads)
+    try:
+        here = run.machine(options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    if not as_json:
+        console.print(f"{here['name']}, threads: {here['threads']}, torch {here['torch']}", highlight=False)
+    done: list[run.PageRun] = []
+    stopped = False
+    try:
+        for number, name in enumerate(names, 1):
+            with Progress(
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=errors,
+                disable=not errors.is_terminal,
+                transient=True,
+            ) as bars:
+                bars.add_task(f"{name} ({number} of {len(names)})", total=None)
+                done.append(run.run_page(name, options, here["capabilities"], bars.console.print))
+            _tell_page(done[-1], as_json)
+    except KeyboardInterrupt:
+        stopped = True
+    if as_json:
+        sys.stdout.write(json.dumps(run.document(done, here, options, stopped=stopped), indent=1) + "\n")
+    elif len(names) > 1:
+        console.print(run.summary(done))
+    if stopped:
+        errors.print(f"measured: stopped; {len(done)} of {len(names)} pages are done", markup=False)
+        raise typer.Exit(130)
+    if any(each.failed for each in done):
+        raise typer.Exit(1)
+
+
+def _tell_page(done: Any, as_json: bool) -> None:
+    """One page's outcome: its table and notes to stdout, its error to stderr."""
+    from measured import run
+
+    if done.error is not None:
+        errors.print(f"measured: docs/{done.page}.md: {done.error}", markup=False, highlight=False, soft_wrap=True)
+    elif not as_json:
+        console.print(run.table(done))
+        for note in [*done.notes, run.counted(done)]:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+@command(epilog="Examples: measured doctor   ·   measured doctor --quick --json")
+def doctor(
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out the measured rates.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of the table.")] = False,
+) -> None:
+    """Look at what this machine can measure, what is missing for it, and which command mends that."""
+    import json
+
+    from rich.text import Text
+
+    from measured import doctor as doctors
+
+    with errors.status("looking", spinner="line"):
+        found = list(doctors.examine(quick=quick))
+    if as_json:
+        sys.stdout.write(json.dumps(doctors.document(found), indent=1) + "\n")
+    else:
+        table = Table("", "state", "what", "mended by")
+        for one in found:
+            colour = {doctors.OK: "green", doctors.LIMITED: "yellow"}.get(one.state, "bold red")
+            table.add_row(one.name, Text(one.state, colour), Text(one.told, overflow="fold"), Text(one.mend))
+        console.print(table)
+    if not doctors.ready(found):
+        errors.print("measured: something that pages need is missing: see above", markup=False)
+        raise typer.Exit(1)
+
+
 @command(epilog="Example: measured fix quantization/weight_bytes")
 def fix(page: Pages = None) -> None:
     """Rewrite measured numbers of the prose that the recording has moved past."""
@@ -320,7 +424,8 @@ def drill(
 
 
 @command(
-    epilog="Examples: measured quiz   ·   measured quiz kv_cache --tonight 20   ·   measured quiz --export mine.json"
+    epilog="Examples: measured quiz   ·   measured quiz kv_cache --tonight 20   ·   "
+    "measured quiz --mock --report mock.md   ·   measured quiz --export mine.json"
 )
 def quiz(
     topics: Annotated[
@@ -332,13 +437,27 @@ def quiz(
     export: Annotated[Path | None, typer.Option(help="Write your state to a file, and stop.")] = None,
     import_: Annotated[Path | None, typer.Option("--import", help="Take in an exported state, and stop.")] = None,
     progress: Annotated[bool, typer.Option("--progress", help="Show what you know and what comes back when.")] = False,
+    mock: Annotated[
+        bool, typer.Option("--mock", help="A mock interview of 20 minutes, or of as many as --tonight says.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE.md", dir_okay=False, help="With --mock: keep its report as Markdown.")
+    ] = None,
 ) -> None:
-    """Drill the pages' cards: what is due and what is new, or with --tonight whatever is asked most."""
+    """Drill the pages' cards: what is due and what is new, with --tonight whatever is asked most; or --mock."""
     import random
 
     from measured import cards, schedule
     from measured import quiz as quizzes
 
+    others = {"--export": export, "--import": import_, "--progress": progress}
+    if mock and (given := [option for option, value in others.items() if value]):
+        raise typer.BadParameter(f"--mock is an interview of its own: leave out {' and '.join(given)}")
+    if report and not mock:
+        raise typer.BadParameter("only a mock interview has a report: add --mock, or leave out --report")
+    if mock:
+        _mock([project.topic_or_fail(topic) for topic in topics or project.TOPICS], minutes, report)
+        return
     file = schedule.StateFile()
     if export:
         project.write_atomically(export, file.load().as_text())
@@ -362,6 +481,26 @@ def quiz(
     except EOFError:
         console.print()
     console.print(quizzes.summary(round_), markup=False, highlight=False)
+
+
+def _mock(topics: list[str], minutes: int | None, report: Path | None) -> None:
+    """A mock interview and its report. Raises ValueError where the report cannot be written."""
+    import random
+
+    from measured import interview, quiz
+    from measured import mock as mocks
+
+    asked = mocks.shuffled(interview.interviews(topics), random.Random())
+    started = quiz.utc_now()
+    done = mocks.run(asked, minutes or mocks.MINUTES, console, console.input, clock=quiz.utc_now)
+    text = mocks.report(done, started.astimezone(), quiz.utc_now().astimezone())
+    mocks.show(text, console)
+    if report:
+        try:
+            project.write_atomically(report, text)
+        except OSError as error:
+            raise ValueError(f"the report above could not be written to {report}: {error.strerror}") from None
+        console.print(f"wrote {report}", highlight=False, soft_wrap=True)
 
 
 @command(epilog="Examples: measured anki   ·   measured anki kv_cache --to kv.apkg")

@@ -157,7 +157,7 @@ def check_cells(page: Page, notebook: NotebookNode, machine_class: str) -> list[
 def plain(markdown: str) -> str:
     """Material's blocks and attribute lists as Markdown that Jupyter, Colab and GitHub read.
 
-    Admonitions become quotes, content tabs bold titles, `math` fences display formulas.
+    Admonitions become quotes, content tabs bold titles, `math` fences display formulas; estimates are left out.
     """
     out: list[str] = []
     lines = markdown.splitlines()
@@ -168,6 +168,9 @@ def plain(markdown: str) -> str:
             end = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```")
             out += ["$$", *lines[at + 1 : end], "$$"]
             at = end + 1
+            continue
+        if re.match(r"^```estimate\b", line):  # the site and the quiz draw its numbers
+            at = next(i for i in range(at + 1, len(lines)) if lines[i].strip() == "```") + 1
             continue
         block = _BLOCK.match(line)
         if not block or not (block["types"] or block["title"]):

@@ -38,7 +38,7 @@ def naked(page: Page) -> Iterator[tuple[int, str, str]]:
             for offset, row in enumerate(fence.body.splitlines(), 1):
                 for found in quantities(row):
                     yield fence.line + offset, f"naked number “{found}” in a {fence.language or 'bare'} fence", mend
-        elif page.cells and not fence.executed and fence.language not in ("math", "mermaid"):
+        elif page.cells and not fence.executed and fence.language not in ("math", "mermaid", "estimate"):
             for offset, row in enumerate(fence.body.splitlines(), 1):
                 for found in measures(row):
                     yield fence.line + offset, f"naked quantity “{found}” in a fence that runs nothing", mend

@@ -16,7 +16,9 @@ from rich.markdown import Markdown
 from rich.panel import Panel
 from rich.table import Table
 
+from measured import estimates
 from measured.cards import Card
+from measured.estimates import Estimate, GuessError
 from measured.schedule import State, StateFile
 
 AGAIN, GOOD = 1, 3
@@ -140,18 +142,20 @@ def _asked(card: Card, console: Console, ask: Ask, dice: random.Random) -> int:
     topic = card.topic.replace("_", " ")
     match card.kind:
         case "recall":
-            console.print(_panel(f"{topic} · say it aloud", card.front))
+            console.print(panel(f"{topic} · say it aloud", card.front))
             _answer(ask, "Enter shows the answer", {""})
-            console.print(_panel("In 30 seconds", card.back, "green"))
+            console.print(panel("In 30 seconds", card.back, "green"))
             return int(_answer(ask, "1 again · 2 hard · 3 good · 4 easy", set(RATINGS)))
         case "spot":
             return _spot(card, console, ask, dice)
+        case "estimate" if card.estimate:
+            return _estimate(card, card.estimate, console, ask, dice)
     options = list(card.options)
     if card.kind == "choice":
         dice.shuffle(options)
     body = "\n".join(f"{at}. {option.text}" for at, option in enumerate(options, 1))
     heading = f"{topic} · people say" if card.kind == "statement" else topic
-    console.print(_panel(heading, f"{card.front}\n\n{body}"))
+    console.print(panel(heading, f"{card.front}\n\n{body}"))
     chosen = options[int(_answer(ask, "number of your answer", {str(n + 1) for n in range(len(options))})) - 1]
     right = next(option.text for option in options if option.right)
     return _judged(card, console, chosen.right, "" if card.kind == "choice" and chosen.right else right, card.back)
@@ -163,31 +167,56 @@ def _spot(card: Card, console: Console, ask: Ask, dice: random.Random) -> int:
     steps = list(card.steps)
     steps[slot.step] = steps[slot.step].replace(slot.right, wrong)
     body = "\n".join(f"{at}. {step}" for at, step in enumerate(steps, 1))
-    console.print(_panel(card.topic.replace("_", " "), f"{card.front}\n\n{body}"))
+    console.print(panel(card.topic.replace("_", " "), f"{card.front}\n\n{body}"))
     chosen = int(_answer(ask, "number of the step", {str(n + 1) for n in range(len(steps))})) - 1
     told = f"Step {slot.step + 1} said {wrong}; it is {slot.right}."
     return _judged(card, console, chosen == slot.step, "", told)
 
 
+def _estimate(card: Card, estimate: Estimate, console: Console, ask: Ask, dice: random.Random) -> int:
+    drawn = estimates.draw(estimate, dice.getrandbits(32))
+    console.print(panel(f"{card.topic.replace('_', ' ')} · estimate", drawn.question))
+    while True:
+        try:
+            guess, unit = estimates.guessed(_typed(ask, "number and unit"), estimate.dimension)
+            break
+        except GuessError as error:
+            console.print(f"{error}", style="yellow", markup=False, highlight=False)
+    found = estimates.grade(estimate, drawn.values, guess, unit)
+    title = {1: f"wrong: {estimates.off(found.error)}", 2: f"near: {estimates.off(found.error)}", 3: "right"}[
+        found.rating
+    ]
+    parts = [found.mistake, *estimates.solution(estimate, drawn.values), f"Evidence: docs/{card.page}.md#{card.anchor}"]
+    style = "red" if found.rating == AGAIN else "green"
+    console.print(panel(title, "\n\n".join(filter(None, parts)), style))
+    return found.rating
+
+
 def _judged(card: Card, console: Console, right: bool, answer: str, back: str) -> int:
     parts = [*([f"The answer: **{answer}**."] if answer else []), back, f"Evidence: docs/{card.page}.md#{card.anchor}"]
-    console.print(_panel("right" if right else "wrong", "\n\n".join(filter(None, parts)), "green" if right else "red"))
+    console.print(panel("right" if right else "wrong", "\n\n".join(filter(None, parts)), "green" if right else "red"))
     return GOOD if right else AGAIN
 
 
 def _answer(ask: Ask, prompt: str, allowed: set[str]) -> str:
-    """What the reader typed, asked again until it is one of those allowed; q stops, u undoes."""
-    while True:
-        said = ask(f"{prompt} (u undo, q stop): ").strip().lower()
-        if said == "q":
-            raise Stopped
-        if said == "u":
-            raise Undone
-        if said in allowed:
-            return said
+    """What the reader typed, asked again until it is one of those allowed."""
+    while (said := _typed(ask, prompt).lower()) not in allowed:
+        pass
+    return said
 
 
-def _panel(title: str, text: str, style: str = "cyan") -> Panel:
+def _typed(ask: Ask, prompt: str) -> str:
+    """What the reader typed; q stops, u undoes."""
+    said = ask(f"{prompt} (u undo, q stop): ").strip()
+    if said.lower() == "q":
+        raise Stopped
+    if said.lower() == "u":
+        raise Undone
+    return said
+
+
+def panel(title: str, text: str, style: str = "cyan") -> Panel:
+    """Markdown in a frame, as every question and answer is shown."""
     return Panel(Group(Markdown(text)), title=title, border_style=style, title_align="left")
 
 

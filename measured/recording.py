@@ -58,6 +58,11 @@ class Recording:
         return {name: b["class"] for b in found for name in b["values"]}
 
     @cached_property
+    def series_classes(self) -> dict[str, str]:
+        """Class of each recorded series."""
+        return {b["name"]: b["class"] for b in notebooks.bundles(self.notebook, SERIES_MIME)}
+
+    @cached_property
     def series(self) -> dict[str, dict[str, list]]:
         return {b["name"]: b["columns"] for b in notebooks.bundles(self.notebook, SERIES_MIME)}
 

@@ -17,8 +17,9 @@ from markdown.postprocessors import Postprocessor
 from markdown.preprocessors import Preprocessor
 from markdown.treeprocessors import Treeprocessor
 
-from measured import claims, project, recording, sources
+from measured import cards, claims, estimates, project, recording, sources
 from measured import page as pages
+from measured.estimates import Estimate
 from measured.expression import ExpressionError
 from measured.page import MARK_KINDS, Page
 from measured.recording import Recording
@@ -54,6 +55,9 @@ class Weave(Preprocessor):
         found = recording.recordings(page.name)
         after = {f.end_line: self._outputs(i, found) for i, f in enumerate(woven.cells)}
         formulas = {f.line: f for f in woven.fences if f.language == "math"}
+        asked = dict(
+            zip((f.line for f in woven.fences if f.language == "estimate"), estimates.estimates(page), strict=False)
+        )
         out: list[str] = []
         at = 0
         while at < len(woven.lines):
@@ -62,6 +66,10 @@ class Weave(Preprocessor):
                 fence = formulas[number]
                 out += ["", self._stash(_formula(fence.body)), ""]
                 at = fence.end_line
+                continue
+            if number in asked:
+                out += ["", *_estimate(asked[number]), ""]
+                at = next(f.end_line for f in woven.fences if f.line == number)
                 continue
             out.append(woven.lines[at])
             at += 1
@@ -75,6 +83,8 @@ class Weave(Preprocessor):
         text = _VERDICT.sub(lambda m: _verdict_head(m, page), text)
         # A power in an attribute would end or begin bold text for Markdown, and take the marks behind it along.
         text = pages.MARK.sub(lambda m: f"**{m['text']}**{{{m['attrs'].replace('**', _POWER)}}}", text)
+        if not page.name.endswith("/index"):
+            text += "\n\n" + self._stash(_own_cards(page)) + "\n"
         if woven.cells:
             text += "\n\n" + self._stash(show_recorded(page, found)) + "\n"
         return text.splitlines()
@@ -220,7 +230,7 @@ def _topic_of(slug: str) -> str:
 
 
 def _back_claim(element: Element, owner: Page) -> None:
-    check = element.get("data-check", "")
+    check = element.attrib.pop("data-check", "")  # its title says it
     own_id = element.get("id")
     claim = next((c for c in owner.claims if (c.id == own_id if own_id else c.check == check)), None)
     if claim is None:
@@ -252,6 +262,36 @@ def _formula(body: str) -> str:
 
     formula = convert(body.strip(), display="block")
     return f'<div class="ma-formula" tabindex="0" role="group" aria-label="formula">{formula}</div>'
+
+
+def _estimate(estimate: Estimate) -> list[str]:
+    """An estimate with one draw of its inputs, always the same; the solution is folded."""
+    drawn = estimates.draw(estimate, estimates.example_seed(estimate))
+    formula, worked = estimates.solution(estimate, drawn.values)
+    return [
+        f'<div class="admonition estimate" id="{estimate.id}" markdown>',
+        '<p class="admonition-title">Estimate</p>',
+        "",
+        drawn.question,
+        "",
+        '??? note "Solution"',
+        "",
+        f"    {formula}",
+        "",
+        f"    {worked}",
+        "",
+        "</div>",
+    ]
+
+
+def _own_cards(page: Page) -> str:
+    """The way to a page's own cards: a link that the quiz's script turns into a round on the page itself."""
+    count = len(cards.cards_of(page.name))
+    depth = "../" * page.name.count("/")
+    return (
+        f'<div class="ma-own-cards"><a class="md-button" href="{depth}quiz.html#{page.name}" data-page="{page.name}">'
+        f"Drill this page’s {count} cards</a></div>"
+    )
 
 
 def _annotations_end(lines: list[str], at: int) -> int:

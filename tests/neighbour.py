@@ -134,7 +134,8 @@ TIMED = {
         clock.fix_allocator()
         taken = m.timed(built.rungs, built.eager, built.many, 7)
         weights = built.rungs["INT4 blocks, exact"].weights
-        return m.time_values(taken) | {"unpack_ratio": m.unpack_ratio(weights, 7)}""",
+        answered = m.response_values(built, 5)["response_ratio"]
+        return m.time_values(taken) | {"unpack_ratio": m.unpack_ratio(weights, 7), "response_ratio": answered}""",
     "throughput/determinism": """
         return m.price_values(m.Scale(), pick())[0]""",
     "throughput/efficient_attention": """

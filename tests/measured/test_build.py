@@ -14,6 +14,7 @@ def test_notebooks_claims_and_cards_are_written_once(mini) -> None:
     written = {p.relative_to(docs).as_posix() for p in build()}
     assert written == {
         "assets/quiz/cards.json",
+        "assets/quiz/interview.json",
         "claims.json",
         "notebooks/here/kv_cache/index.ipynb",
         f"notebooks/here/{NAME}.ipynb",

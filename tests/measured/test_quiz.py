@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from measured import quiz
+from measured import estimates, quiz
 from measured.cards import Card, Option, Slot, all_cards
 from measured.cli import app
+from measured.estimates import Choice, Estimate, Mistake
 from measured.schedule import State, StateFile
 
 START = datetime(2026, 1, 1, 9, tzinfo=UTC)
@@ -134,9 +135,43 @@ def test_the_forecast_counts_each_card_on_its_day() -> None:
     assert counts[(due.date() - START.date()).days] == 1 == sum(counts)
 
 
+def _unit(card: Card) -> str:
+    return next(iter(estimates.units_of(card.estimate.dimension)), "") if card.estimate else ""
+
+
+CACHE = Estimate(
+    id="estimate-e",
+    line=1,
+    ask="How large for {n} rows?",
+    givens=((Choice({"n": "4"}, {"n": 4}),),),
+    fixed={"row_bytes": 2**28},
+    name="cache_bytes",
+    answer="n * row_bytes",
+    mistakes=(Mistake("2 * n * row_bytes", "Once is enough."),),
+)
+
+
+@pytest.mark.parametrize(
+    ("typed", "rating", "told"),
+    [
+        ("1 GiB", 3, "right"),
+        ("1.4 GiB", 2, "near: 1.4× too large"),
+        ("2 GiB", 1, "Once is enough."),
+        ("1 GB", 2, "GiB"),
+    ],
+)
+def test_an_estimate_is_graded_and_worked_out(file: StateFile, typed: str, rating: int, told: str) -> None:
+    shown = play(evening(card("e", "estimate", estimate=CACHE)), file, "four", "0 GB", "-1 GB", "1", typed)
+    before, _, after = shown.partition("the unit is missing")
+    assert "above zero" in before and "row bytes" not in before
+    assert told in after and "n × row bytes" in after and "4 × 268,435,456 = 1.07 GB (1 GiB)" in after
+    assert [entry[2] for entry in file.load().log] == [rating]
+
+
 def test_every_card_of_the_site_can_be_asked(file: StateFile) -> None:
     for each in all_cards():
-        right = {"recall": ["", "3"], "statement": ["1"], "choice": ["1"], "spot": ["1"]}[each.kind]
+        answers = {"recall": ["", "3"], "estimate": ["no number", f"1e9 {_unit(each)}"]}
+        right = answers.get(each.kind, ["1"])
         shown = play(evening(each), file, *right)
         assert len(shown) > 100, each.id
     assert len(file.load().log) == len(all_cards())

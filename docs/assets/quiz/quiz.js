@@ -1,44 +1,22 @@
-// The quiz in the page: asks the cards that `measured build` made from the pages, and keeps what was answered here.
+// The quiz: asks the cards that `measured build` made from the pages, and keeps what was answered in this browser.
+// It runs on its own page, and at the end of a question's page, where it asks that page's cards.
 
+import { TOPICS, button, element, evidence, markup, pageLink, pick, root, show, shuffled, status } from "./elements.js"
+import { going, start as interview } from "./interview.js"
 import { Store, StateError, read } from "./state.js"
-import { forecast, tonight, untilItSits } from "./round.js"
+import { Round, forecast, tonight, untilItSits } from "./round.js"
+import { GuessError, draw, example, grade, guessed, off, question, solution } from "./estimate.js"
 
 const AGAIN = 1
 const GOOD = 3
 const RATINGS = { 1: "Again", 2: "Hard", 3: "Good", 4: "Easy" }
-const TOPICS = { quantization: "Quantization", kv_cache: "KV cache", embeddings: "Embeddings", throughput: "Throughput" }
-const root = document.querySelector("#ma-quiz")
 const store = new Store()
 let cards = []
+let units = {} // dimension → unit → factor
+let unitless = [] // dimensions whose unit the question says
+let own = root.dataset.page ?? "" // the page whose cards alone are asked
 let round = null // null while nothing is asked
 let current = null
-
-// ---- Elements ---------------------------------------------------------------------------------------------
-
-function element(tag, properties = {}, ...children) {
-  const made = document.createElement(tag)
-  for (const [name, value] of Object.entries(properties)) {
-    if (name in made) made[name] = value
-    else made.setAttribute(name, value)
-  }
-  made.append(...children.filter((child) => child !== null && child !== undefined))
-  return made
-}
-
-// Markup comes from our own build, made of the pages that stand beside this one.
-const markup = (text, tag = "div") => element(tag, { className: "ma-quiz-text", innerHTML: text })
-const button = (label, action, properties = {}) =>
-  element("button", { type: "button", className: "md-button", onclick: action, ...properties }, label)
-const shuffled = (list) =>
-  list.map((each) => [Math.random(), each]).sort((a, b) => a[0] - b[0]).map((pair) => pair[1])
-const pick = (list) => list[Math.floor(Math.random() * list.length)]
-
-function show(...children) {
-  for (const each of document.querySelectorAll(".ma-quiz-around")) each.hidden = Boolean(current)
-  root.replaceChildren(...children.filter(Boolean))
-  const heading = root.querySelector("[tabindex='-1']")
-  heading?.focus()
-}
 
 function when(due, now) {
   const minutes = (due - now) / 60_000
@@ -46,18 +24,12 @@ function when(due, now) {
   return minutes < 24 * 60 ? `in ${Math.round(minutes / 60)} h` : `in ${Math.round(minutes / 60 / 24)} days`
 }
 
-function status(text) {
-  document.querySelector("#ma-quiz-status").textContent = text
-}
-
-const evidence = (card) =>
-  element("p", { className: "ma-quiz-evidence" }, element("a", { href: `${card.page}.html${card.anchor ? `#${card.anchor}` : ""}`, target: "_blank" }, "The evidence"))
-
 // ---- The start --------------------------------------------------------------------------------------------
 
+const topicsChosen = () => [...root.querySelectorAll("input[name=topic]:checked")].map((box) => box.value)
+
 function chosen() {
-  const boxes = [...root.querySelectorAll("input[name=topic]")]
-  const topics = boxes.filter((box) => box.checked).map((box) => box.value)
+  const topics = topicsChosen()
   return cards.filter((card) => topics.includes(card.topic))
 }
 
@@ -69,33 +41,38 @@ function home(told = "") {
   } catch (error) {
     if (!(error instanceof StateError)) throw error
     return show(
+      false,
       element("h2", { tabIndex: -1 }, "What this browser keeps cannot be read"),
       element("p", {}, `${error.message}.`),
       element("p", {}, button("Save it as a file", save), " ", button("Start anew", reset)),
     )
   }
+  if (own) return begin(new Round(cards.filter((card) => card.page === own)))
   const now = new Date()
   const rows = Object.entries(TOPICS).map(([topic, title]) => {
     const own = cards.filter((card) => card.topic === topic)
     const seen = own.filter((card) => state.due(card.id))
     const counts = [own.length, seen.length, seen.filter((card) => state.known(card.id)).length]
     const box = element("input", { type: "checkbox", name: "topic", value: topic, checked: true })
-    return element("tr", {}, element("td", {}, element("label", {}, box, ` ${title}`)), ...counts.map((n) => element("td", {}, `${n}`)))
+    const name = element("td", {}, element("label", {}, box, ` ${title}`))
+    return element("tr", {}, name, ...counts.map((n) => element("td", {}, `${n}`)), element("td", {}, progress(...counts)))
   })
   const due = untilItSits(cards, state, now).queue.length
   const start = (make) => () => begin(make(chosen(), store.load(), new Date()))
   show(
+    false,
     element("h2", { tabIndex: -1 }, "What for?"),
     element(
       "p",
       { className: "ma-quiz-buttons" },
       button(`Until it sits: ${due} cards now`, start(untilItSits), { className: "md-button md-button--primary" }),
       ...[20, 60, 120].map((minutes) => button(`Tonight: ${minutes} min`, start((some, _, from) => tonight(some, minutes, from)))),
+      button("Mock interview: 20 min", () => interview(topicsChosen(), 20, home)),
     ),
     element(
       "table",
       { className: "ma-quiz-topics" },
-      element("thead", {}, element("tr", {}, ...["Topic", "Cards", "Seen", "Known"].map((name) => element("th", { scope: "col" }, name)))),
+      element("thead", {}, element("tr", {}, ...["Topic", "Cards", "Seen", "Known", "Progress"].map((name) => element("th", { scope: "col" }, name)))),
       element("tbody", {}, ...rows),
     ),
     bars(forecast(cards, state, now)),
@@ -108,6 +85,16 @@ function home(told = "") {
     ),
   )
   status(told)
+}
+
+// The counts beside it as a bar; a screen reader has the counts.
+function progress(all, seen, known) {
+  const part = (count) => {
+    const bar = element("span")
+    bar.style.width = `${(count / Math.max(1, all)) * 100}%`
+    return bar
+  }
+  return element("span", { className: "ma-quiz-progress", ariaHidden: "true" }, part(seen), part(known))
 }
 
 // Cards that come back on each of the next days, as bars with their counts.
@@ -165,13 +152,19 @@ function step() {
 function finish() {
   const misses = [...round.missed.values()].reduce((a, b) => a + b, 0)
   current = null
-  const pages = round.reread().map((page) => element("li", {}, element("a", { href: `${page}.html` }, cards.find((card) => card.page === page).title)))
+  const pages = round.reread().map((page) => element("li", {}, pageLink(page, "", cards.find((card) => card.page === page).title)))
   const told = `${round.right.length} right, ${misses} missed, ${round.queue.length} not reached`
   show(
+    false,
     element("h2", { tabIndex: -1 }, told),
     pages.length ? element("p", {}, "Reread:") : null,
     pages.length ? element("ul", {}, ...pages) : null,
-    element("p", {}, button("Back to the start", () => home(), { className: "md-button md-button--primary" })),
+    element(
+      "p",
+      { className: "ma-quiz-buttons" },
+      button(own ? "Once more" : "Back to the start", () => home(), { className: "md-button md-button--primary" }),
+      own ? pageLink("quiz", "", "All cards", { className: "md-button" }) : null,
+    ),
   )
   round = null
 }
@@ -198,6 +191,7 @@ async function undo() {
 
 function frame(card, kind, front, ...children) {
   show(
+    true,
     element("p", { className: "ma-quiz-kind" }, `${TOPICS[card.topic]} · ${kind}`),
     element("div", { className: "ma-quiz-front", tabIndex: -1 }, markup(front)),
     ...children,
@@ -208,14 +202,18 @@ function frame(card, kind, front, ...children) {
 function ask(card) {
   if (card.kind === "recall") return recall(card)
   if (card.kind === "spot") return spot(card)
+  if (card.kind === "estimate") return estimate(card)
   const options = card.kind === "choice" ? shuffled(card.options) : card.options
   const right = options.findIndex((option) => option.right)
-  const back = card.kind === "choice" ? card.back : `<p><strong>${options[right].text}</strong></p>${card.back}`
+  const explained = (at) =>
+    card.kind === "choice"
+      ? [options[at], ...options].map((option) => option.feedback).find(Boolean) ?? ""
+      : `<p><strong>${options[right].text}</strong></p>${card.back}`
   frame(
     card,
     card.kind === "choice" ? "which would you say?" : "people say",
     card.front,
-    choices(options.map((option) => markup(option.text, "span")), right, () => markup(back)),
+    choices(options.map((option) => markup(option.text, "span")), right, (at) => markup(explained(at))),
   )
 }
 
@@ -236,6 +234,36 @@ function spot(card) {
   frame(card, "spot the wrong number", card.front, choices(steps, slot.step, () => markup(`<p>Step ${slot.step + 1} said ${wrong}; it is ${slot.right}.</p>`)))
 }
 
+function estimate(card) {
+  const stated = card.estimate
+  const known = units[stated.dimension]
+  const drawn = draw(stated, Math.floor(Math.random() * 2 ** 32))
+  const input = element("input", { type: "text", className: "ma-quiz-guess", autocomplete: "off", placeholder: example(known), "aria-describedby": "ma-quiz-told" })
+  const told = element("p", { id: "ma-quiz-told", className: "ma-quiz-judged", role: "alert" })
+  const place = element("div", { "aria-live": "polite" })
+  const form = element("form", {}, element("label", {}, "Your estimate, with its unit ", input), " ", element("button", { type: "submit", className: "md-button md-button--primary" }, "Commit (Enter)"), told, place)
+  form.onsubmit = (event) => {
+    event.preventDefault()
+    try {
+      const [guess, unit] = guessed(input.value, known, unitless.includes(stated.dimension))
+      const found = grade(stated, drawn.values, guess, unit, known)
+      const word = { 1: "Wrong", 2: "Near", 3: "Right" }[found.rating]
+      told.textContent = found.rating === GOOD ? "Right." : `${word}: ${off(found.error)}.`
+      input.readOnly = true
+      form.querySelector("[type=submit]").remove()
+      const go = button("Go on (Enter)", () => rated(found.rating), { className: "md-button md-button--primary ma-quiz-go" })
+      const lines = [found.mistake, ...solution(stated, drawn.values, known)].filter(Boolean)
+      place.replaceChildren(markup(lines.map((line) => `<p>${line}</p>`).join("")), evidence(card), go)
+      go.focus()
+    } catch (error) {
+      if (!(error instanceof GuessError)) throw error
+      told.textContent = `${error.message}.`
+    }
+  }
+  frame(card, "estimate", question(card.front, drawn), form)
+  input.focus()
+}
+
 // Options as numbered buttons; after the answer, what was right and a button to go on.
 function choices(options, right, explain) {
   const place = element("div", { "aria-live": "polite" })
@@ -250,7 +278,7 @@ function choices(options, right, explain) {
       else if (index === at) each.classList.add("wrong")
     })
     const go = button("Go on (Enter)", () => rated(at === right ? GOOD : AGAIN), { className: "md-button md-button--primary ma-quiz-go" })
-    place.replaceChildren(element("p", { className: "ma-quiz-judged" }, at === right ? "Right." : `Wrong: it is ${right + 1}.`), explain(), evidence(current), go)
+    place.replaceChildren(element("p", { className: "ma-quiz-judged" }, at === right ? "Right." : `Wrong: it is ${right + 1}.`), explain(at), evidence(current), go)
     go.focus()
   }
   return element("div", {}, element("div", { className: "ma-quiz-options" }, ...buttons), place)
@@ -268,19 +296,27 @@ document.addEventListener("keydown", (event) => {
     (number >= 1 && answers[number - 1]) ||
     (event.key === "Enter" && !event.target.closest("button, a") && go) ||
     { u: undo, q: finish }[event.key]
-  if (!act) return
+  if (!act) {
+    if (event.key.length === 1) event.stopPropagation() // the theme's keys lead to another page
+    return
+  }
   event.preventDefault()
   event.stopPropagation()
   if (act.click) act.click()
   else act()
 }, true)
 
-addEventListener("storage", (event) => event.key === store.key && !round && cards.length && home())
+addEventListener("storage", (event) => event.key === store.key && !round && !going() && cards.length && home())
 
 try {
   const found = await fetch(new URL("cards.json", import.meta.url))
-  cards = (await found.json()).cards
-  home()
+  ;({ cards, units, unitless } = await found.json())
+  const asked = location.hash.slice(1)
+  if (!own && cards.some((card) => card.page === asked)) {
+    own = asked
+    home()
+    own = ""
+  } else home()
 } catch (error) {
-  show(element("p", {}, `The cards could not be loaded (${error.message}). Serve the site: make serve.`))
+  show(false, element("p", {}, `The cards could not be loaded (${error.message}). Serve the site: make serve.`))
 }
