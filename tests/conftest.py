@@ -1,0 +1,14 @@
+"""What every test needs of the process that it runs in."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Ctrl-C reaches this process and those that tests start, even where a shell began it in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # processes that are started inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
