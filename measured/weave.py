@@ -289,7 +289,7 @@ def _own_cards(page: Page) -> str:
     count = len(cards.cards_of(page.name))
     depth = "../" * page.name.count("/")
     return (
-        f'<div class="ma-own-cards"><a class="md-button" href="{depth}quiz.html#{page.name}" data-page="{page.name}">'
+        f'<div class="ma-own-cards"><a class="md-button" href="{depth}quiz.html?page={page.name}" data-page="{page.name}">'
         f"Drill this page’s {count} cards</a></div>"
     )
 

@@ -116,6 +116,7 @@ def test_links_of_a_page_lead_somewhere(site: Path, page_name: str) -> None:
     path, broken = site / f"{page_name}.html", []
     for link in _soup(site, page_name).select("a[href]"):
         target, _, anchor = str(link["href"]).partition("#")
+        target = target.partition("?")[0]
         if re.match(r"(?i)[a-z]+:|//", target):
             continue
         file = path.parent / target if target else path

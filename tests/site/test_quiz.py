@@ -179,8 +179,7 @@ def test_a_pages_cards_are_accessible_and_fit_a_phone(visitor: Any, width: int, 
 
 def test_a_link_asks_one_pages_cards(visitor: Any) -> None:
     page = visitor().open("quiz")
-    page.goto(page.url + "#embeddings/lookup")
-    page.reload()
+    page.goto(page.url + "?page=embeddings/lookup")
     first = next(card for card in cards.cards_of("embeddings/lookup"))
     expect(page.locator(".ma-quiz-front")).to_have_text(first.front)
     page.keyboard.press("q")

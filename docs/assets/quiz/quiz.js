@@ -311,7 +311,7 @@ addEventListener("storage", (event) => event.key === store.key && !round && !goi
 try {
   const found = await fetch(new URL("cards.json", import.meta.url))
   ;({ cards, units, unitless } = await found.json())
-  const asked = location.hash.slice(1)
+  const asked = new URLSearchParams(location.search).get("page")
   if (!own && cards.some((card) => card.page === asked)) {
     own = asked
     home()
