@@ -287,9 +287,9 @@ def _estimate(estimate: Estimate) -> list[str]:
 def _own_cards(page: Page) -> str:
     """The way to a page's own cards: a link that the quiz's script turns into a round on the page itself."""
     count = len(cards.cards_of(page.name))
-    depth = "../" * page.name.count("/")
+    address = "../" * page.name.count("/") + f"quiz.html?page={page.name}"
     return (
-        f'<div class="ma-own-cards"><a class="md-button" href="{depth}quiz.html?page={page.name}" data-page="{page.name}">'
+        f'<div class="ma-own-cards"><a class="md-button" href="{address}" data-page="{page.name}">'
         f"Drill this page’s {count} cards</a></div>"
     )
 
