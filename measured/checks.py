@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import tempfile
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
@@ -12,7 +14,7 @@ from typing import Any
 
 from jupytext.languages import _JUPYTER_LANGUAGES_LOWER_AND_UPPER
 
-from measured import claims, estimates, expression, numbers, project, recording, sources
+from measured import claims, estimates, expression, numbers, predictions, project, recording, sources
 from measured import notebook as notebooks
 from measured import page as pages
 from measured.expression import ExpressionError
@@ -25,6 +27,17 @@ MAGIC_FENCES = frozenset(_JUPYTER_LANGUAGES_LOWER_AND_UPPER) - {"python", "Pytho
 ANSWER_WORDS = 75
 CHART_WIDTH, LETTER_WIDTH = 340, 5.2  # as measured.drawing draws them
 MIMES = {VALUES_MIME, SERIES_MIME, TABLE_MIME, CHART_MIME}
+MEASURED = ("R", "H")  # classes of what a device did; counts, formulas and citations may be of others
+FORMATS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "fp8": "float8", "int8": "int8"}  # in rates' names
+_PRIVATE = "|".join(
+    [
+        r"(?<![\w.])/(?:home|Users)/[\w.-]+",
+        r"(?<![\w.])/(?:root|tmp|private|var/folders)/[\w.-]+",
+        r"\b[A-Za-z]:\\+Users\\+[\w.-]+",
+        r"(?<![\w.])[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[a-z]{2,}\b(?!\()",  # an e-mail address, no product of matrices
+        r"\b[\w.-]+@[\w.-]+:[~/]",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,8 @@ def check_page(page: Page) -> list[Problem]:
             found.extend(Problem(page.path, *each) for each in rule())
             return True
         except PageError as error:
-            found.append(Problem(error.path, error.line, error.problem, error.mend))
+            if (problem := Problem(error.path, error.line, error.problem, error.mend)) not in found:
+                found.append(problem)
             return False
 
     if not collect(lambda: _fences(page)) or not collect(lambda: _includes(page)):
@@ -89,6 +103,7 @@ def check_page(page: Page) -> list[Problem]:
     readable = not any(p.what.startswith("fence") or "magic" in p.what for p in found)
     if readable and collect(lambda: _cells(page)):
         collect(lambda: _against_recordings(page))
+        collect(lambda: _trustworthy(page))
         collect(lambda: _estimates(page))
     return found
 
@@ -109,15 +124,18 @@ def check_document(path: Path) -> list[Problem]:
 
 def _documents() -> list[Path]:
     root = project.root()
-    loose = [p for p in sorted((root / "docs").glob("*.md"))]
+    docs = root / "docs"
+    executed = (*project.TOPICS, "notebooks")
+    loose = [p for p in sorted(docs.rglob("*.md")) if p.relative_to(docs).parts[0] not in executed]
     return loose + [p for p in (root / "README.md", root / "CONTRIBUTING.md") if p.is_file()]
 
 
 def _snippets(names: list[str] | None) -> list[Path]:
     folder = project.root() / "snippets"
     if names is None:
-        return [p for topic in project.TOPICS for p in sorted((folder / topic).glob("*.py"))]
-    return [p for n in names if (p := folder / f"{n}.py").is_file()]
+        told = sorted((folder / "predictions").rglob("*.py"))
+        return [p for topic in project.TOPICS for p in sorted((folder / topic).glob("*.py"))] + told
+    return [p for n in names for p in (folder / f"{n}.py", predictions.module_path(n)) if p.is_file()]
 
 
 def _duplicate_ids() -> list[Problem]:
@@ -209,12 +227,10 @@ def _claim_forms(page: Page) -> Found:
 
 def _estimates(page: Page) -> Found:
     found = estimates.estimates(page)
-    for twice in {e.id for e in found if sum(e.id == other.id for other in found) > 1}:
-        yield (
-            found[0].line,
-            f"estimate id {twice!r} is used twice",
-            "ids are unique on a page: a card's id is made of it",
-        )
+    for at, each in enumerate(found):
+        if each.id in {earlier.id for earlier in found[:at]}:
+            mend = "ids are unique on a page: a card's id is made of it"
+            yield each.line, f"estimate id {each.id!r} is used twice", mend
     for each in found:
         for text in (each.ask, *(mistake.told for mistake in each.mistakes)):
             for number in numbers.quantities(re.sub(r"\{\w+\}", "", text)):
@@ -278,6 +294,7 @@ def _against_recordings(page: Page) -> Found:
                 yield claim.line, what, mend
     if not applicable:
         yield 1, "no gated claim applies to the primary machine", "gate a count, bytes or an equality"
+    yield from predictions.problems(page.name)
     for other in recording.recordings(page.name)[1:]:
         yield from _outputs_whole(page, other)
         if not recording.staleness(page, other):
@@ -347,6 +364,70 @@ def _outputs_whole(page: Page, have: Recording) -> Found:
         for text in (bundle["caption"], *[heading for _, heading in bundle["columns"]]):
             for found in numbers.quantities(text):
                 yield 1, f"naked number “{found}” in the table's “{text}”", "say it without a number"
+
+
+def _trustworthy(page: Page) -> Found:
+    """What a recording from any machine must not hold, fresh or stale."""
+    for have in recording.recordings(page.name) if page.cells else []:
+        yield from _beyond_peak(have)
+        yield from _private(have)
+
+
+def _beyond_peak(have: Recording) -> Found:
+    """A measured rate that the device is declared not to reach: its clock missed the work."""
+    measured: dict[str, float] = {n: v for n, v in have.values.items() if have.classes[n] in MEASURED}
+    for series, columns in have.series.items():
+        if have.series_classes[series] in MEASURED:
+            rates = {n: [v for v in column if isinstance(v, (int, float))] for n, column in columns.items()}
+            measured |= {f"{series}.{name}": max(column) for name, column in rates.items() if column}
+    for name, rate in measured.items():
+        most = declared_most(have.about.get("machine", {}), name)
+        if most is not None and rate > most * (1 + 1e-9):
+            what = f"{have.machine}: {name} = {rate:.4g} is beyond the {most:.4g} that the device is declared to reach"
+            yield 1, what, "the measurement is broken: mend it and record again"
+
+
+def declared_most(machine: dict[str, Any], name: str) -> float | None:
+    """The most that a recording's machine is declared to reach of what a rate's name says; None where nothing is."""
+    from snippets.instruments.datasheets import cpu_peak, gpu_peak
+
+    if not name.endswith(("_bytes_per_second", "_flops_per_second")):
+        return None
+    words = set(re.split(r"[_.]", name))
+    formats = [FORMATS[word] for word in FORMATS if word in words] or [*FORMATS.values(), "tf32"]
+    if machine.get("kind") == "cpu":
+        able, cores = frozenset(machine["capabilities"]), int(machine["cores"])
+        peaks = [cpu_peak(able, cores, each) for each in formats]
+    else:
+        peaks = [peak for each in formats if (peak := gpu_peak(str(machine.get("name", "")), each))]
+    rates = [p.bytes_per_second if name.endswith("_bytes_per_second") else p.flops_per_second for p in peaks]
+    return max(rates, default=None)
+
+
+def _private(have: Recording) -> Found:
+    """What tells who recorded: a home folder, an address, this machine's own name and folders."""
+    here = {str(Path.home()), str(project.root()), tempfile.gettempdir()} - {"/", "/root"}
+    host = socket.gethostname()
+    if re.search(r"[\d.-]", host) and len(host) > 5:  # no word that a text may hold
+        here.add(host)
+    own = "|".join(rf"(?<![\w.]){re.escape(each)}(?![\w-])" for each in sorted(here, key=len, reverse=True))
+    pattern = re.compile(f"{own}|{_PRIVATE}")
+    found = {match[0] for text in _texts(have.notebook) for match in pattern.finditer(text)}
+    for text in sorted(found):
+        what = f"{have.machine}: the recording holds “{text}”, which tells whose machine it was"
+        yield 1, what, "take it out of what the page shows, or of the machine's label, and record again"
+
+
+def _texts(node: Any) -> Iterator[str]:
+    """Every text in a notebook: sources, outputs, metadata, and their names."""
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for name, content in node.items():
+            yield from (name, *_texts(content))
+    elif isinstance(node, list):
+        for each in node:
+            yield from _texts(each)
 
 
 def _chart_readable(bundle: dict[str, Any]) -> Found:

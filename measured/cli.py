@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -35,12 +37,15 @@ Pages = Annotated[
 
 
 def command(**options: Any) -> Callable:
-    """A command whose expected errors end in a clear line: exit 2 for bad input, 1 for failed work, 130 for Ctrl-C."""
+    """A command whose expected errors end in a clear line.
+
+    It exits with 2 for bad input, 1 for failed work, 3 where time was up before the work was done, 130 for Ctrl-C.
+    """
 
     def wrap(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            from measured.recorder import RecordError
+            from measured.recorder import RecordError, TimeUpError
             from measured.scaffold import ScaffoldError
 
             try:
@@ -51,6 +56,9 @@ def command(**options: Any) -> Callable:
             except (PageError, RecordError, ValueError) as error:
                 errors.print(f"measured: {error}", markup=False, soft_wrap=True)
                 raise typer.Exit(1) from None
+            except TimeUpError as error:
+                errors.print(f"measured: {error}", markup=False, highlight=False, soft_wrap=True)
+                raise typer.Exit(3) from None
             except ModuleNotFoundError as error:
                 errors.print(
                     f"measured: {error.name} is not installed; run `make test` or `pip install -e '.[run]'`",
@@ -80,7 +88,10 @@ def check(page: Pages = None) -> None:
         raise typer.Exit(1)
 
 
-@command(epilog="Examples: measured record   ·   measured record kv_cache/bytes_per_token --machine my-laptop")
+@command(
+    epilog="Examples: measured record   ·   measured record kv_cache/bytes_per_token --machine my-laptop   ·   "
+    "measured record --machine h100 --budget 60 --total 600"
+)
 def record(
     page: Pages = None,
     machine: Annotated[
@@ -94,6 +105,13 @@ def record(
         str | None, typer.Option(help="Hub id or path of a model of SmolLM2-135M's shape, such as the unquantized one.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Record fresh pages again too.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(min=1, metavar="SECONDS", help="What one page may take; cheap pages come first.")
+    ] = None,
+    total: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="SECONDS", help="What all may take: then it stops, says what is left, exits 3."),
+    ] = None,
 ) -> None:
     """Run pages on this machine and keep what they showed; only stale ones unless forced."""
     from measured import recorder
@@ -109,7 +127,10 @@ def record(
     if not chosen:
         console.print(f"nothing to record: {len(names)} pages are fresh on {here.name}", highlight=False)
         return
+    if budget or total:
+        chosen = recorder.cheapest_first(chosen)
     failed: list[str] = []
+    left: list[str] = []
     with (
         recorder.timing(),
         Progress(
@@ -117,15 +138,24 @@ def record(
         ) as bars,
     ):
         overall = bars.add_task(f"{len(chosen)} pages on {here.name}", total=len(chosen))
-        for name in chosen:
+        end = time.monotonic() + (total or math.inf)
+        for number, name in enumerate(chosen):
+            remaining = end - time.monotonic()
+            if remaining <= 0:
+                left = chosen[number:]
+                break
             cells = bars.add_task(name, total=None)
 
             def advance(done: int, of: int, task: Any = cells) -> None:
                 bars.update(task, completed=done, total=of)
 
             try:
-                seconds = recorder.record_page(name, here, advance)
+                seconds_given = min(budget or math.inf, remaining)
+                seconds = recorder.record_page(name, here, advance, budget_seconds=seconds_given)
             except recorder.RecordError as error:
+                if isinstance(error, recorder.BudgetError) and time.monotonic() >= end:
+                    left = chosen[number:]
+                    break
                 failed.append(name)
                 bars.console.print(f"{error}", markup=False, highlight=False, soft_wrap=True)
             else:
@@ -135,10 +165,20 @@ def record(
                 )
             bars.remove_task(cells)
             bars.advance(overall)
-    if failed:
-        raise recorder.RecordError(
-            f"{len(failed)} of {len(chosen)} pages failed, their old recordings are whole: {', '.join(failed)}"
+    summary = f"{len(failed)} of {len(chosen)} pages failed, their old recordings are whole: {', '.join(failed)}"
+    if left:
+        if failed:
+            errors.print(f"measured: {summary}", markup=False, highlight=False, soft_wrap=True)
+        # Finished pages are fresh and are passed over; forced ones would be recorded again.
+        again = ["measured", "record", *(left if force else page or []), *(["--force"] if force else [])]
+        for option, given in (("machine", machine), ("model", model), ("budget", budget), ("total", total)):
+            again += [f"--{option}", f"{given:g}" if isinstance(given, float) else given] if given else []
+        raise recorder.TimeUpError(
+            f"time is up after {total:.0f} s: {len(left)} of {len(chosen)} pages are left: {', '.join(left)}\n"
+            f"    resume: {shlex.join(again)}"
         )
+    if failed:
+        raise recorder.RecordError(summary)
 
 
 @command(
@@ -191,7 +231,7 @@ def run_here(
                 transient=True,
             ) as bars:
                 bars.add_task(f"{name} ({number} of {len(names)})", total=None)
-                done.append(run.run_page(name, options, here["capabilities"], bars.console.print))
+                done.append(run.run_page(name, options, here, bars.console.print))
             _tell_page(done[-1], as_json)
     except KeyboardInterrupt:
         stopped = True
@@ -245,6 +285,32 @@ def doctor(
         raise typer.Exit(1)
 
 
+@command(epilog="Examples: measured predict   ·   measured predict throughput/batching   ·   measured predict --check")
+def predict(
+    page: Pages = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; fail where a registered number is not what the code says.")
+    ] = False,
+) -> None:
+    """Register what each page's R and H values should come to on devices that are not at hand."""
+    from measured import predictions
+
+    outcome = predictions.predict(project.resolve_pages(page))
+    if not check and outcome.changed:
+        predictions.write(outcome.registry)
+    for name in outcome.changed if check else []:
+        console.print(
+            f"{name}: registered.json is not what its predictions say\n    mend: run `measured predict {name}`",
+            markup=False, highlight=False, soft_wrap=True,
+        )  # fmt: skip
+    if not check:
+        console.print(f"predictions of {len(outcome.changed)} pages registered", highlight=False)
+    for problem in outcome.failed:
+        errors.print(f"measured: {problem}", markup=False, highlight=False, soft_wrap=True)
+    if outcome.failed or (check and outcome.changed):
+        raise typer.Exit(1)
+
+
 @command(epilog="Example: measured fix quantization/weight_bytes")
 def fix(page: Pages = None) -> None:
     """Rewrite measured numbers of the prose that the recording has moved past."""
@@ -272,7 +338,10 @@ def new(
     for path in new_question(topic, slug, question):
         console.print(f"wrote {path.relative_to(project.root())}", highlight=False)
     console.print(
-        f"next: fill them in, then measured record {topic}/{slug}, then measured check {topic}/{slug}", highlight=False
+        f"next: fill them in, then measured record {topic}/{slug}, then measured check {topic}/{slug}; "
+        f"R and H values also take snippets/predictions/{topic}/{slug}.py and measured predict",
+        highlight=False,
+        soft_wrap=True,
     )
 
 
@@ -343,6 +412,25 @@ def build() -> None:
     from measured.build import build as build_files
 
     console.print(f"{len(build_files())} files written", highlight=False)
+
+
+@command(epilog="Examples: measured serve   ·   measured serve --port 8001 --no-live")
+def serve(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The site's port.")] = 8000,
+    live: Annotated[bool, typer.Option(help="Let pages run here, where the `run` extra is installed.")] = True,
+    host: Annotated[str, typer.Option(help="Loopback; any other address is refused.")] = "127.0.0.1",
+) -> None:
+    """Serve the site on this machine; its cells run here, on a Jupyter Server that asks for a token."""
+    from measured import live as lives
+
+    try:
+        lives.require_loopback(host)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        lives.serve(port, live=live)
+    except KeyboardInterrupt:
+        console.print("stopped: servers and kernels have ended", highlight=False)
 
 
 @command(epilog="Example: measured nbval kv_cache/bytes_per_token")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import math
 import os
 import re
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,6 +46,14 @@ print(_json.dumps({{
 
 class RecordError(RuntimeError):
     """A page could not be recorded; its old recording is whole."""
+
+
+class BudgetError(RecordError):
+    """A page took longer than it was given; its old recording is whole."""
+
+
+class TimeUpError(RuntimeError):
+    """The time for all pages is over and some are left; what was finished is kept."""
 
 
 @dataclass(frozen=True)
@@ -119,15 +129,35 @@ def stale_pages(names: list[str], machine: str) -> dict[str, list[str]]:
     return found
 
 
-def record_page(name: str, machine: Machine, progress: Callable[[int, int], None] = lambda done, of: None) -> float:
+def cheapest_first(names: list[str]) -> list[str]:
+    """Pages by the seconds of their quickest recording on any machine; those without one last, in their order."""
+
+    def seconds(have: recordings.Recording) -> float:
+        try:
+            return float(have.about.get("seconds", math.inf))
+        except PageError:  # unreadable: its page is recorded anew
+            return math.inf
+
+    return sorted(names, key=lambda name: min(map(seconds, recordings.recordings(name)), default=math.inf))
+
+
+def record_page(
+    name: str,
+    machine: Machine,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    *,
+    budget_seconds: float = math.inf,
+) -> float:
     """Execute a page here and write its recording in one step; seconds it took.
 
     Args:
         name: The page.
         machine: Whose recording it becomes.
         progress: Called with cells done and cells in all.
+        budget_seconds: What it may take, from its kernel's start; the page is stopped there.
 
     Raises:
+        BudgetError: It took longer. The old recording is untouched.
         RecordError: A cell failed; names page, cell and line. The old recording is untouched.
     """
     from nbclient import NotebookClient
@@ -137,15 +167,19 @@ def record_page(name: str, machine: Machine, progress: Callable[[int, int], None
     notebook = notebooks.to_notebook(page)
     count = len(notebook.cells)
     folder = project.root()
+    started = time.monotonic()
+
+    def left(_cell: object = None) -> float:
+        return min(CELL_TIMEOUT_SECONDS, max(started + budget_seconds - time.monotonic(), 0.1))  # none at all: no limit
+
     client = NotebookClient(
         notebook,
-        timeout=CELL_TIMEOUT_SECONDS,
+        timeout_func=left,
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
     kernel = client.create_kernel_manager()
-    started = time.monotonic()
     try:
         with _sockets(kernel), client.setup_kernel(env=kernel_environment(machine.threads)):
             for index, cell in enumerate(list(notebook.cells)):
@@ -158,6 +192,8 @@ def record_page(name: str, machine: Machine, progress: Callable[[int, int], None
                 notebook.cells.append(cell)
                 client.execute_cell(cell, len(notebook.cells) - 1)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
+        if isinstance(error, CellTimeoutError) and time.monotonic() - started >= budget_seconds:
+            raise BudgetError(f"docs/{name}.md: stopped after its budget of {budget_seconds:.0f} s") from None
         raise RecordError(_where(page, notebook, error)) from None
     seconds = time.monotonic() - started
     for cell in notebook.cells:
@@ -174,7 +210,7 @@ def record_page(name: str, machine: Machine, progress: Callable[[int, int], None
 @contextmanager
 def _sockets(kernel: Any) -> Iterator[None]:
     """Socket files in a folder that no other user can enter, where TCP is open to all of them."""
-    with tempfile.TemporaryDirectory(prefix="measured-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"measured-{os.getpid()}-") as folder:
         if os.name == "posix":
             kernel.transport, kernel.ip = "ipc", f"{folder}/kernel"
         yield
@@ -200,7 +236,24 @@ def timing() -> Iterator[None]:
     from snippets.instruments.clock import timing_lock
 
     with timing_lock():
+        _clear_remains()
         yield
+
+
+def _clear_remains() -> None:
+    """Take away what a killed run left: the folder of its sockets, and a file that it was writing."""
+    import psutil
+
+    folders = [p for p in Path(tempfile.gettempdir()).glob("measured-*-*") if re.match(r"measured-\d+-", p.name)]
+    files = list((project.root() / "recordings").rglob(".*.tmp"))
+    for path in [*folders, *files]:
+        owner = re.search(r"^measured-(\d+)-|\.(\d+)\.tmp$", path.name)
+        if owner is None or psutil.pid_exists(int(owner[1] or owner[2])):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _probe(client: Any, folder: Path) -> dict[str, Any]:
@@ -273,4 +326,15 @@ def _where(page: Page, notebook: NotebookNode, error: Exception) -> str:
     return f"docs/{page.name}.md:{line}: cell {ordinal}, its line {inner} ({text}): {said}"
 
 
-__all__ = ["Machine", "PageError", "RecordError", "machine_for", "record_page", "stale_pages", "timing"]
+__all__ = [
+    "BudgetError",
+    "Machine",
+    "PageError",
+    "RecordError",
+    "TimeUpError",
+    "cheapest_first",
+    "machine_for",
+    "record_page",
+    "stale_pages",
+    "timing",
+]

@@ -12,11 +12,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from measured import claims, expression, page_process, project, recording
+from measured import claims, expression, page_process, predictions, project, recording
 from measured.expression import ExpressionError
 from measured.page import Claim, read_page
 
-RUN_VERSION = 1
+RUN_VERSION = 2
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 HOLDS, FAILS, ABSENT, SHOWN, PAGE_ONLY = "holds", "fails", "not applicable", "shown", "on the page only"
 STATES = {HOLDS: "green", FAILS: "bold red", ABSENT: "yellow", SHOWN: "dim", PAGE_ONLY: "dim"}
@@ -47,6 +47,7 @@ class Judged:
     missing: list[str]
     here: dict[str, float]
     recorded: dict[str, float]
+    predicted: dict[str, float] = field(default_factory=dict)
     problem: str = ""
 
 
@@ -60,6 +61,7 @@ class PageRun:
     claims: list[Judged] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     error: str | None = None
+    predicted_for: str = ""
 
     @property
     def counts(self) -> Counter[str]:
@@ -124,17 +126,18 @@ def machine(options: Options) -> dict[str, Any]:
         torch.set_num_threads(before)
 
 
-def run_page(name: str, options: Options, capabilities: Sequence[str], say: Callable[[str], None]) -> PageRun:
+def run_page(name: str, options: Options, here: Mapping[str, Any], say: Callable[[str], None]) -> PageRun:
     """Measure one page in a fresh process and judge its claims.
 
     Args:
         name: A page that `choose` returned.
         options: How to measure it.
-        capabilities: What this machine offers to claims that need something.
+        here: What `machine` says of this one: what it offers to claims, and which predictions are for it.
         say: Where a line goes that the page's process waits for something.
     """
     page, have, used = read_page(name), recording.primary(name), takes(name) or set()
     run = PageRun(name)
+    run.predicted_for, predicted = predictions.numbers_for(here, name)
     unused = [key for key, value in options.arguments.items() if value and key not in used | {"small"}]
     run.notes = [f"its snippet takes no {key}: measured as the page does" for key in unused]
     if options.dtype and "dtype" in used:
@@ -145,7 +148,10 @@ def run_page(name: str, options: Options, capabilities: Sequence[str], say: Call
     run.seconds, run.error, run.values = time.monotonic() - started, found.get("error"), found.get("values", {})
     if run.error is None:
         recorded = have.values if have else {}
-        run.claims = [judge(claim, run.values, recorded, capabilities, small=options.small) for claim in page.claims]
+        run.claims = [
+            judge(claim, run.values, recorded, here["capabilities"], predicted, small=options.small)
+            for claim in page.claims
+        ]
     return run
 
 
@@ -154,6 +160,7 @@ def judge(
     values: Mapping[str, float],
     recorded: Mapping[str, float],
     capabilities: Sequence[str],
+    predicted: Mapping[str, float] | None = None,
     *,
     small: bool = False,
 ) -> Judged:
@@ -172,15 +179,17 @@ def judge(
         state = SHOWN
     else:
         state = HOLDS if holds else FAILS
-    here, there = ({n: found[n] for n in names if n in found} for found in (values, recorded))
-    return Judged(claim, state, holds, missing, here, there, problem)
+    here, there, told = ({n: found[n] for n in names if n in found} for found in (values, recorded, predicted or {}))
+    return Judged(claim, state, holds, missing, here, there, told, problem)
 
 
 def table(run: PageRun) -> Table:
-    """A page's claims: what is said, what is checked, the values here and as recorded, what became of it."""
+    """A page's claims: what is said, what is checked, the values here, recorded and predicted, what became of it."""
     page, have = read_page(run.page), recording.primary(run.page)
     shown = Table(title=Text(f"{run.page}, {run.seconds:.1f} s: {page.heading[0]}"), title_justify="left")
-    for heading in ("claim", "", "check", "here", f"recorded on {have.label}" if have else "recorded", "state"):
+    there = f"recorded on {have.label}" if have else "recorded"
+    predicted = f"predicted for {run.predicted_for}" if run.predicted_for else "predicted"
+    for heading in ("claim", "", "check", "here", there, predicted, "state"):
         shown.add_column(heading, overflow="fold")
     for one in run.claims:
         why = f" here: needs {', '.join(one.missing)}" if one.missing else f": {one.problem}" if one.problem else ""
@@ -188,7 +197,7 @@ def table(run: PageRun) -> Table:
             why = ", holds" if one.holds else ", does not hold"
         state = Text(f"{one.state}{why}", STATES[one.state])
         cells = [Text(cell) for cell in (one.claim.text, one.claim.value_class, one.claim.check)]
-        shown.add_row(*cells, _numbers(one.here), _numbers(one.recorded), state)
+        shown.add_row(*cells, _numbers(one.here), _numbers(one.recorded), _numbers(one.predicted), state)
     return shown
 
 
@@ -218,13 +227,14 @@ def document(runs: Sequence[PageRun], here: dict[str, Any], options: Options, *,
     pages = [
         {
             "page": run.page, "seconds": round(run.seconds, 1), "error": run.error, "notes": run.notes,
+            "predicted_for": run.predicted_for or None,
             "values": run.values,
             "claims": [
                 {
                     "id": one.claim.id, "text": one.claim.text, "class": one.claim.value_class,
                     "check": one.claim.check, "state": one.state, "holds": one.holds, "missing": one.missing,
                     "problem": one.problem,
-                    "here": one.here, "recorded": one.recorded,
+                    "here": one.here, "recorded": one.recorded, "predicted": one.predicted,
                 }
                 for one in run.claims
             ],

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from measured import notebook as notebooks
+from measured import show_predictions
 from measured.drawing import PALETTE, alternative
 from measured.page import Page
 from measured.recording import Recording, staleness
@@ -67,7 +68,11 @@ def show_recorded(page: Page, found: Sequence[Recording]) -> str:
             f"{about.get('seconds', 0):.0f} s{stale} · "
             f'<a class="ma-notebook" href="{book}" download>download the notebook</a></li>'
         )
-    return f'<aside class="ma-recorded"><h2 id="recorded-on">Recorded on</h2><ul>{"".join(rows)}</ul></aside>'
+    rows.append(show_predictions.link(page.name))
+    return (
+        f'<aside class="ma-recorded"><h2 id="recorded-on">Recorded on</h2><ul>{"".join(rows)}</ul>'
+        "<p>Run it here: <code>make live</code></p></aside>"
+    )
 
 
 def _cell(index: int, each: Recording, machine: str) -> str:
@@ -105,7 +110,7 @@ def _values(bundle: dict[str, Any]) -> str:
     if value_class == "T":
         means += f" ({bundle['tolerance']:g}: {bundle['because']})"
     rows = "".join(
-        f'<tr><th scope="row"><code>{html.escape(name)}</code></th><td>{_number(name, value)}</td></tr>'
+        f"<tr><th><code>{html.escape(name)}</code></th><td>{_number(name, value)}</td></tr>"
         for name, value in [(n, bundle["values"][n]) for n in bundle["names"]]
     )
     return (
@@ -130,7 +135,7 @@ def _table(bundle: dict[str, Any], each: Recording) -> str:
 
     columns, formats = dict(bundle["columns"]), bundle["formats"]
     recorded = each.series[bundle["series"]]
-    head = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in columns.values())
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
     rows = []
     for cells in zip(*[recorded[c] for c in columns], strict=True):
         texts = [
@@ -138,7 +143,7 @@ def _table(bundle: dict[str, Any], each: Recording) -> str:
             for c, v in zip(columns, cells, strict=True)
         ]
         first, *rest = [html.escape(t) for t in texts]
-        rows.append(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{t}</td>" for t in rest)}</tr>')
+        rows.append(f"<tr><th>{first}</th>{''.join(f'<td>{t}</td>' for t in rest)}</tr>")
     return (
         f'<div class="ma-table" tabindex="0" role="region" aria-label="{html.escape(bundle["caption"])}"><table>'
         f"<caption><span>{html.escape(bundle['caption'])}</span></caption><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
@@ -174,7 +179,7 @@ def _drawn(bundle: dict[str, Any]) -> str:
     else:
         head = [x, *map(str, lines)]
         rows = [(place, *(cells.get((place, line), "") for line in lines)) for place in dict.fromkeys(data[x])]
-    titles = "".join(f'<th scope="col">{html.escape(title.replace("_", " "))}</th>' for title in head)
+    titles = "".join(f"<th>{html.escape(title.replace('_', ' '))}</th>" for title in head)
     body = "".join(
         "<tr>"
         + "".join(f"<td>{html.escape(v if isinstance(v, str) else format(v, ',.4g'))}</td>" for v in row)

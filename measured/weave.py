@@ -17,13 +17,15 @@ from markdown.postprocessors import Postprocessor
 from markdown.preprocessors import Preprocessor
 from markdown.treeprocessors import Treeprocessor
 
-from measured import cards, claims, estimates, project, recording, sources
+from measured import cards, claims, estimates, layers, project, pulled, recording, sources
 from measured import page as pages
 from measured.estimates import Estimate
 from measured.expression import ExpressionError
 from measured.page import MARK_KINDS, Page
+from measured.quotes import quote
 from measured.recording import Recording
 from measured.show import show_outputs, show_recorded
+from measured.show_predictions import predicted_and_measured
 
 _NAMED = re.compile(r'^# .*\bdata-page="(?P<name>[\w/-]+)"', re.M)
 _QUESTIONS = re.compile(r"^<!-- questions -->$", re.M)
@@ -44,11 +46,11 @@ class Weave(Preprocessor):
     """
 
     def run(self, lines: list[str]) -> list[str]:
-        text = "\n".join(lines)
+        text = pulled.pull("\n".join(lines))
         self.md.measured_page = None  # type: ignore[attr-defined]
         named = _NAMED.search(text)
         if not named or named["name"] not in project.page_names():
-            return lines
+            return _guarded(text).split("\n")
         page = pages.read_page(named["name"])
         self.md.measured_page = page  # type: ignore[attr-defined]
         woven = pages.Page(page.name, page.path, text)
@@ -64,7 +66,7 @@ class Weave(Preprocessor):
             number = at + 1
             if number in formulas:
                 fence = formulas[number]
-                out += ["", self._stash(_formula(fence.body)), ""]
+                out += ["", self._stash(formula(fence.body)), ""]
                 at = fence.end_line
                 continue
             if number in asked:
@@ -77,23 +79,23 @@ class Weave(Preprocessor):
                 end = _annotations_end(woven.lines, at)
                 out += woven.lines[at:end]
                 at = end
-                out += ["", after[number], ""]
+                out += ["", after[number], ""] if after[number] else []
         text = "\n".join(out)
         text = _QUESTIONS.sub(lambda _: self._questions(page), text)
         text = _VERDICT.sub(lambda m: _verdict_head(m, page), text)
-        # A power in an attribute would end or begin bold text for Markdown, and take the marks behind it along.
-        text = pages.MARK.sub(lambda m: f"**{m['text']}**{{{m['attrs'].replace('**', _POWER)}}}", text)
+        text = _guarded(text)
         if not page.name.endswith("/index"):
             text += "\n\n" + self._stash(_own_cards(page)) + "\n"
         if woven.cells:
-            text += "\n\n" + self._stash(show_recorded(page, found)) + "\n"
+            text += "\n\n" + self._stash(predicted_and_measured(page, found) + show_recorded(page, found)) + "\n"
         return text.splitlines()
 
     def _stash(self, markup: str) -> str:
         return self.md.htmlStash.store(markup)
 
     def _outputs(self, index: int, found: list[Recording]) -> str:
-        return self._stash(show_outputs(index, found))
+        shown = show_outputs(index, found)
+        return self._stash(shown) if shown else ""
 
     def _questions(self, topic_page: Page) -> str:
         """Every question of the topic: its answer, number and verdicts, pulled from its page."""
@@ -103,10 +105,11 @@ class Weave(Preprocessor):
             slug = name.split("/")[1]
             question, _ = page.heading
             head = [f'<section class="ma-question" id="q-{slug.replace("_", "-")}" markdown>', ""]
-            body = [f"### [{question}]({slug}.md)", "", _pulled(page.answer, slug), ""]
+            body = [f"### [{question}]({slug}.md)", "", quote(page.answer, name, f"{slug}.md"), ""]
             for verdict in page.verdicts:
                 body += [f'!!! verdict {verdict.status} "{verdict.title}"', ""]
-                body += [f"    {row}" if row else "" for row in _pulled(verdict.body, slug).splitlines()] + [""]
+                body += [f"    {row}" if row else "" for row in quote(verdict.body, name, f"{slug}.md").splitlines()]
+                body += [""]
             parts += [*head, *body, "</section>", ""]
         return "\n".join(parts) if parts else "No question has a page yet."
 
@@ -116,6 +119,7 @@ class Evidence(Treeprocessor):
 
     def run(self, root: Element) -> None:
         page: Page | None = getattr(self.md, "measured_page", None)
+        _name_verdicts(root, page)
         for element in root.iter("strong"):
             element.attrib = {key: value.replace(_POWER, "**") for key, value in element.items()}
             kinds = set((element.get("class") or "").split()) & set(MARK_KINDS)
@@ -132,6 +136,8 @@ class Evidence(Treeprocessor):
                 element.set("title", f"measured: {element.attrib.pop('data-m', '').partition(':')[0]}")
             elif kind == "exact":
                 element.set("title", f"derived: {element.attrib.pop('data-expr', '').partition(':')[0]}")
+        if page and not page.name.endswith("/index"):
+            layers.mark(root, page)
 
 
 class Finish(Postprocessor):
@@ -144,8 +150,9 @@ class Finish(Postprocessor):
             return convert(html.unescape(match[2]), display="block" if match[1] == "div" else "inline")
 
         text = re.sub(r'<(span|div) class="arithmatex">\\[\[(](.*?)\\[\])]</\1>', one, text, flags=re.S)
-        # Names, points and operators are a third of a page's bytes in markup, and look as if they had none.
-        return re.sub(r'<span class="(?:n|p|o|w)">([^<]*)</span>', r"\1", text)
+        # Names, points and operators are a third of a page's bytes in markup; code reads as calmly without.
+        text = text.replace("<pre><span></span><code>", "<pre><code>")
+        return re.sub(r'<span class="(?:n|nb|nn|bp|p|o|w)">([^<]*)</span>', r"\1", text)
 
 
 class MeasuredExtension(Extension):
@@ -153,7 +160,7 @@ class MeasuredExtension(Extension):
 
     def extendMarkdown(self, md: Markdown) -> None:
         md.preprocessors.register(Weave(md), "measured-weave", 28)  # snippets 32, whitespace 30, fences 25
-        md.treeprocessors.register(Evidence(md), "measured-evidence", 5)  # attr_list 8
+        md.treeprocessors.register(Evidence(md), "measured-evidence", 6)  # attr_list 8, links checked 5
         md.postprocessors.register(Finish(md), "measured-finish", -10)
 
 
@@ -162,13 +169,17 @@ def makeExtension(**options: Any) -> MeasuredExtension:
     return MeasuredExtension(**options)
 
 
-def question_order(topic: str) -> list[str]:
-    """A topic's questions as they are shown: most asked first."""
+def question_order(topic: str | None = None) -> list[str]:
+    """Questions of a topic, or of all, as they are shown: most asked first, then as the navigation has them."""
     names = project.question_names(topic)
+    configuration = project.root() / "mkdocs.yml"
+    navigation = configuration.read_text(encoding="utf-8") if configuration.is_file() else ""
 
-    def rank(name: str) -> tuple[int, str]:
+    def rank(name: str) -> tuple[int, int, str]:
         asked = pages.read_page(name).meta.get("asked")
-        return asked if isinstance(asked, int) else 9, name  # a page just begun has none
+        place = navigation.find(f" {name}.md")
+        # A page just begun has no rank, and perhaps no place.
+        return asked if isinstance(asked, int) else 9, place if place >= 0 else len(navigation), name
 
     return sorted(names, key=rank)
 
@@ -180,6 +191,11 @@ def verdict_broken(verdict: pages.Verdict) -> bool:
         if claim is None or claim_state(claim) == "fails":
             return True
     return False
+
+
+def verdict_id(statement: str) -> str:
+    """The anchor of a statement's verdict on its question's page."""
+    return f"verdict-{statement.lower().replace('.', '-')}"
 
 
 def claim_state(claim: pages.Claim) -> str:
@@ -206,27 +222,19 @@ def _verdict_head(match: re.Match[str], page: Page) -> str:
     return f"!!! verdict {match['status']}{' broken' if broken else ''}{match['rest']}"
 
 
-def _pulled(markdown: str, slug: str) -> str:
-    """A question page's text for its topic page: marks lose their ids and name their page, anchors point there."""
-
-    def mark(match: re.Match[str]) -> str:
-        attrs = pages.attributes(match["attrs"])
-        if not set(attrs.get("class", "").split()) & set(MARK_KINDS):
-            return match[0]
-        kept = re.sub(r"(^|\s)#[\w-]+", r"\1", match["attrs"])
-        linked = (
-            f"[**{match['text']}**{{{kept}PLACE}}]({slug}.md#{attrs['id']})"
-            if attrs.get("id")
-            else f"**{match['text']}**{{{kept}PLACE}}"
-        )
-        return linked.replace("PLACE", f'data-from="{_topic_of(slug)}/{slug}" ')
-
-    text = pages.MARK.sub(mark, markdown)
-    return re.sub(r"\]\(#([\w-]+)\)", rf"]({slug}.md#\1)", text)
+def _name_verdicts(root: Element, page: Page | None) -> None:
+    """A page's own verdicts get their anchors; those that it pulls have them where they stand."""
+    own = {verdict.statement for verdict in page.verdicts} if page else set()
+    for element in root.iter("div"):
+        if {"admonition", "verdict"} <= set((element.get("class") or "").split()):
+            statement = "".join(element.itertext()).strip().partition(":")[0]
+            if statement in own:
+                element.set("id", verdict_id(statement))
 
 
-def _topic_of(slug: str) -> str:
-    return next(n.split("/")[0] for n in project.question_names() if n.endswith(f"/{slug}"))
+def _guarded(text: str) -> str:
+    """A power in an attribute would end or begin bold text for Markdown, and take the marks behind it along."""
+    return pages.MARK.sub(lambda m: f"**{m['text']}**{{{m['attrs'].replace('**', _POWER)}}}", text)
 
 
 def _back_claim(element: Element, owner: Page) -> None:
@@ -257,7 +265,8 @@ def _cite(element: Element) -> None:
     element.append(link)
 
 
-def _formula(body: str) -> str:
+def formula(body: str) -> str:
+    """A `math` fence's TeX as a block of MathML: no JavaScript, no font."""
     from latex2mathml.converter import convert
 
     formula = convert(body.strip(), display="block")

@@ -14,7 +14,9 @@ from measured import project
 
 ROOT = Path(__file__).resolve().parents[1]
 SNIPPETS = sorted((ROOT / "snippets").rglob("*.py"))
+INSTRUMENTS = ROOT / "snippets" / "instruments"
 TOOLING = sorted((ROOT / "measured").rglob("*.py"))
+PREDICTIONS = sorted((ROOT / "snippets" / "predictions").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 NO_NAMES = {"utils", "util", "common", "helpers", "helper", "misc", "shared", "tools"}
 
@@ -37,10 +39,14 @@ def layer(path: Path) -> str:
     return path.relative_to(ROOT / "snippets").parts[0]
 
 
+def layer_below(path: Path) -> str:
+    return path.relative_to(ROOT / "snippets").parts[1]
+
+
 @pytest.mark.parametrize("path", SNIPPETS, ids=name_of)
 def test_snippets_import_downwards_and_of_the_tooling_values_alone(path: Path) -> None:
     own = layer(path)
-    below = {"instruments": set(), "models": {"instruments"}}
+    below = {"instruments": set(), "models": {"instruments"}, "predictions": {"models", "instruments", *project.TOPICS}}
     allowed = {own} | below.get(own, {"models", "instruments"})
     for module, line in imported(path):
         parts = module.split(".")
@@ -59,6 +65,15 @@ def test_a_question_imports_no_other_question(path: Path) -> None:
     assert not found
 
 
+@pytest.mark.parametrize("path", [p for p in PREDICTIONS if layer_below(p) in project.TOPICS], ids=name_of)
+def test_a_page_s_predictions_rest_on_that_page_s_snippet_and_no_other(path: Path) -> None:
+    """A topic page may rest on any of its topic: it has no snippet of its own."""
+    topic = layer_below(path)
+    own = f"snippets.{topic}" if path.stem == "index" else f"snippets.{topic}.{path.stem}"
+    found = [m for m, _ in imported(path) if m.split(".")[1:2] and m.split(".")[1] in project.TOPICS]
+    assert all(f"{m}.".startswith(f"{own}.") for m in found), found
+
+
 @pytest.mark.parametrize("path", TOOLING, ids=name_of)
 def test_the_tooling_imports_instruments_alone(path: Path) -> None:
     for module, line in imported(path):
@@ -69,7 +84,7 @@ def test_the_tooling_imports_instruments_alone(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [*SNIPPETS, *TOOLING], ids=name_of)
 def test_one_file_knows_the_name_of_a_kind_of_device(path: Path) -> None:
-    if path == ROOT / "snippets" / "instruments" / "device.py":
+    if path in (INSTRUMENTS / "device.py", INSTRUMENTS / "targets.py"):  # targets have capabilities that claims name
         return
     text = path.read_text(encoding="utf-8")
     found = [
@@ -156,8 +171,8 @@ def test_the_static_check_runs_without_torch() -> None:
     """With torch made unimportable, every page is still read, checked and built."""
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from measured import build, checks\n"
-        "checks.check_pages(); build.claims_document(); print('done')"
+        "from measured import checks, claims_document\n"
+        "checks.check_pages(); claims_document.document(); print('done')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.stdout.strip() == "done", done.stderr[-2000:]

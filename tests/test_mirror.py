@@ -33,6 +33,13 @@ def test_pages_snippets_recordings_and_tests_are_the_same_list(topic: str) -> No
 
 
 @pytest.mark.parametrize("topic", project.TOPICS)
+def test_predictions_are_tested_under_their_page_s_name(topic: str) -> None:
+    found = {path.stem for path in (ROOT / "snippets" / "predictions" / topic).glob("*.py")} - {"__init__"}
+    assert found == {path.stem[len("test_") :] for path in (ROOT / "tests" / "predictions" / topic).glob("test_*.py")}
+    assert {f"{topic}/{stem}" for stem in found} <= set(project.page_names())
+
+
+@pytest.mark.parametrize("topic", project.TOPICS)
 def test_a_topic_page_is_executed_and_recorded(topic: str) -> None:
     page = read_page(f"{topic}/index")
     assert page.cells and page.claims and "<!-- questions -->" in page.source

@@ -10,6 +10,7 @@ import pytest
 
 from measured import claims, project
 from measured.page import Verdict, read_page
+from measured.verdict_list import all_said
 from measured.weave import claim_state, verdict_broken
 
 STATEMENTS = {
@@ -41,6 +42,11 @@ def test_a_statement_has_one_verdict_whose_evidence_holds(topic: str, statement:
     assert verdict.evidence and not verdict_broken(verdict)
     states = {claim.id: claim_state(claim) for _, i in verdict.evidence if (claim := claims.find(i))}
     assert "holds" in states.values(), f"{page}: {statement} rests on {states}"
+
+
+def test_every_statement_is_listed_among_the_things_people_say() -> None:
+    listed = sorted((said.topic, said.verdict.statement) for said in all_said())
+    assert listed == sorted(OWED)
 
 
 def test_no_verdict_is_on_a_statement_that_nobody_made() -> None:

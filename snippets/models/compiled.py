@@ -2,7 +2,8 @@
 
 Nothing in it changes its shape: the cache is used whole, what is not written yet is masked, and positions are tensors.
 A compiler specialises on Python's integers, so a step that took a layer's number or a length would be compiled again
-for each of them; a CUDA graph replays fixed shapes at fixed addresses and needs the same.
+for each of them; a CUDA graph replays fixed shapes at fixed addresses and needs the same. Where the device has such
+graphs, a layer's launches are recorded once and replayed as one.
 Compiled code is kept in the cache folder, for any number of threads. What runs, compiled or not, can be counted.
 """
 
@@ -47,9 +48,15 @@ def compile(function: Callable, **told: object) -> Callable:
     return torch.compile(function, **told)  # type: ignore[call-overload]
 
 
-def compiled_whole(function: Callable) -> Callable:
-    """torch.compile of one graph at fixed shapes."""
-    return compile(function, dynamic=False, fullgraph=True)
+def has_graphs(device: torch.device) -> bool:
+    """Whether the device records a queue of launches and replays it as one (CUDA graphs)."""
+    return hasattr(torch.get_device_module(device), "CUDAGraph")
+
+
+def compiled_whole(function: Callable, *, graphs: bool = False) -> Callable:
+    """torch.compile of one graph at fixed shapes; with `graphs` its launches are replayed."""
+    mode = {"mode": "reduce-overhead"} if graphs else {}
+    return compile(function, dynamic=False, fullgraph=True, **mode)
 
 
 # --8<-- [start:layer]
@@ -77,13 +84,22 @@ def layer_step(
 
 
 class StaticStep:
-    """The decoder with a static decode step; its `layer` is called for every layer. A prompt runs as it always does."""
+    """The decoder with a static decode step; its `layer` is called for every layer. A prompt runs as it always does.
 
-    def __init__(self, decoder: Decoder, batch: int = 1, tokens: int = 256, layer: Layer = layer_step) -> None:
+    With `graphs` the layer's launches are replayed: it writes to the cache where that lies, and a step is an iteration.
+    """
+
+    def __init__(
+        self, decoder: Decoder, batch: int = 1, tokens: int = 256, layer: Layer = layer_step, *, graphs: bool = False
+    ) -> None:
         weight = decoder.embed_tokens.weight
-        self.decoder, self._layer = decoder, layer
+        self.decoder, self._layer, self._graphs = decoder, layer, graphs
         self._cache = KVCache(decoder.geometry, batch, tokens, weight.dtype, weight.device)
+        self._cached = list(zip(self._cache.keys, self._cache.values, strict=True))  # each layer's, the same every step
         self._columns = torch.arange(tokens, device=weight.device)
+        if graphs:
+            for tensor in tree_leaves(self._cached):
+                torch._dynamo.mark_static_address(tensor)
 
     @property
     def length(self) -> int:
@@ -99,10 +115,12 @@ class StaticStep:
         else:
             if length == cache.tokens:
                 raise ValueError(f"no room: the cache holds {cache.tokens} tokens")
+            if self._graphs:
+                torch.compiler.cudagraph_mark_step_begin()
             x = self.decoder.embed_tokens(ids)
             cos, sin = rotation(self.decoder.geometry, length, 1, x)
             place, seen = self._columns[length : length + 1], (self._columns <= length)[None]
-            for block, keys, values in zip(self.decoder.layers, cache.keys, cache.values, strict=True):
+            for block, (keys, values) in zip(self.decoder.layers, self._cached, strict=True):
                 x = self._layer(block, x, cos, sin, keys, values, place, seen)
             logits = self.decoder.lm_head(self.decoder.norm(x))
             cache.length += 1
@@ -117,7 +135,8 @@ class StaticStep:
 
 def compiled(decoder: Decoder, batch: int = 1, tokens: int = 256) -> StaticStep:
     """The same with its layer compiled, on the first decode step: seconds from a warm cache, longer from a cold one."""
-    return StaticStep(decoder, batch, tokens, compiled_whole(layer_step))
+    graphs = has_graphs(decoder.embed_tokens.weight.device)
+    return StaticStep(decoder, batch, tokens, compiled_whole(layer_step, graphs=graphs), graphs=graphs)
 
 
 LOOKUPS = ("aten::embedding", "aten::index", "aten::index_select")

@@ -24,6 +24,7 @@ from torch import Tensor
 from snippets.instruments import device as devices
 from snippets.models.decoder import rotation
 from snippets.models.files import cache_folder
+from snippets.models.operators import int8_product, takes_int8
 from snippets.models.shapes import Geometry
 
 Weight = dict[str, Tensor]
@@ -92,7 +93,7 @@ def multiply(x: Tensor, weight: Weight) -> Tensor:
         return _row(x[0], weight)[None]
     if "scale" in weight:  # INT8 on both sides (W8A8)
         codes, scale = quantized(x)
-        return rescaled(torch._int_mm(codes, weight["codes"].T), scale, weight["scale"])
+        return rescaled(int8_product(codes, weight["codes"].T), scale, weight["scale"])
     matrix = weight["weight"] if "weight" in weight else restored(weight)
     return F.linear(x.to(matrix.dtype), matrix).float()
 
@@ -251,7 +252,7 @@ def _package(step: Greedy, arguments: tuple[Any, ...], path: Path) -> None:
 
 def _key(step: Greedy, ids: Tensor, *trees: Mapping[str, Any]) -> str:
     leaves = torch.utils._pytree.tree_leaves(trees)
-    parts = (multiply, quantized, rescaled, _row, restored, rotate, attend, forward, Greedy)
+    parts = (multiply, takes_int8, int8_product, quantized, rescaled, _row, restored, rotate, attend, forward, Greedy)
     described = [
         *(inspect.getsource(part) for part in parts),
         torch.__version__,

@@ -1,9 +1,7 @@
-"""Quantized weights as drop-in linear layers, multiplied by torch's private operators where those work.
+"""Quantized weights as drop-in linear layers, multiplied by PyTorch's private operators where those work.
 
-The operators may change and check little: on a CPU `_weight_int8pack_mm` in BF16 reads beyond its rows, and
-returns garbage or crashes, unless the columns fill whole vectors. So each layer names the `path` it took: an
-operator of torch, or "plain", the same product in public operators, much slower. Quantize on the device that
-computes: a layer's buffers are laid out for it.
+Each layer names the `path` it took: an operator (see `operators`), or "plain", the same product in public operators,
+much slower. Quantize on the device that computes: a layer's buffers are laid out for it.
 """
 
 from __future__ import annotations
@@ -13,11 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from snippets.models import operators
 from snippets.models.quantized import INT8_LARGEST, QuantizedWeight
 
 PLAIN = "plain"
-_VECTOR = 32  # columns: the widest vector of any CPU kernel, in INT8 codes
-_INT4_ROWS, _INT4_GROUPS = 16, (32, 64, 128, 256)  # what _weight_int4pack_mm_for_cpu accepts
 
 
 class QuantizedLinear(nn.Module):
@@ -49,16 +46,15 @@ class Int8Linear(QuantizedLinear):
     codes: Tensor
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, *, plain: bool = False) -> None:
-        usable = _on_cpu(weight) and weight.shape[1] % _VECTOR == 0 and _exists("_weight_int8pack_mm")
-        super().__init__(weight, "_weight_int8pack_mm" if usable and not plain else PLAIN)
+        codes = weight.codes().contiguous()
+        usable = not plain and operators.takes_int8_weight(codes)
+        super().__init__(weight, "_weight_int8pack_mm" if usable else PLAIN)
         _require_row_scales(weight)
-        self.register_buffer("codes", weight.codes().contiguous())
+        self.register_buffer("codes", codes)
         self.register_buffer("scale", weight.scale[:, 0].to(dtype))
 
     def product(self, x: Tensor) -> Tensor:
-        if self.path == PLAIN:
-            return (x @ self.codes.to(x.dtype).T) * self.scale
-        return torch.ops.aten._weight_int8pack_mm(x.contiguous(), self.codes, self.scale)
+        return operators.int8_weight_product(x.contiguous(), self.codes, self.scale, plain=self.path == PLAIN)
 
 
 class Int4Linear(QuantizedLinear):
@@ -67,17 +63,14 @@ class Int4Linear(QuantizedLinear):
     packed: Tensor
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, *, plain: bool = False) -> None:
-        usable = _on_cpu(weight) and weight.group in _INT4_GROUPS and weight.shape[0] % _INT4_ROWS == 0
-        usable = usable and _exists("_weight_int4pack_mm_for_cpu")
-        super().__init__(weight, "_weight_int4pack_mm_for_cpu" if usable and not plain else PLAIN)
+        usable = not plain and operators.takes_int4_weight(weight.packed, weight.shape[0], weight.group)
+        super().__init__(weight, "_weight_int4pack_mm_for_cpu" if usable else PLAIN)
         if weight.bits != 4:
             raise ValueError(f"codes of {weight.bits} bits, not 4")
         self.group = weight.group
         packed, scale = weight.packed, weight.scale.to(dtype)
         if self.path != PLAIN:
-            packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.codes().to(torch.int32) + 8, 1)
-            # (columns / group, rows, scale and zero point)
-            scale = torch.stack((scale, torch.zeros_like(scale)), dim=-1).transpose(0, 1).contiguous()
+            packed, scale = operators.int4_packed(weight.codes(), scale)
         self.register_buffer("packed", packed)
         self.register_buffer("scale", scale)
 
@@ -85,7 +78,7 @@ class Int4Linear(QuantizedLinear):
         if self.path == PLAIN:
             weight = QuantizedWeight(self.packed, self.scale, (self.rows, self.columns), self.group)
             return x @ weight.dequantize(x.dtype).T
-        return torch.ops.aten._weight_int4pack_mm_for_cpu(x.contiguous(), self.packed, self.group, self.scale)
+        return operators.int4_weight_product(x.contiguous(), self.packed, self.group, self.scale)
 
 
 class DynamicInt8Linear(QuantizedLinear):
@@ -97,21 +90,18 @@ class DynamicInt8Linear(QuantizedLinear):
     codes: Tensor
 
     def __init__(self, weight: QuantizedWeight, dtype: torch.dtype, *, plain: bool = False) -> None:
-        usable = _on_cpu(weight) and _exists("_int_mm")
-        super().__init__(weight, "_int_mm" if usable and not plain else PLAIN)
+        codes = weight.codes().T.contiguous()  # (columns, rows)
+        usable = not plain and operators.takes_int8(codes)
+        super().__init__(weight, "_int_mm" if usable else PLAIN)
         _require_row_scales(weight)
         self.dtype = dtype
-        self.register_buffer("codes", weight.codes().T.contiguous())  # (columns, rows)
+        self.register_buffer("codes", codes)
         self.register_buffer("scale", weight.scale[:, 0].to(torch.float32))
 
     def product(self, x: Tensor) -> Tensor:
         scale = x.abs().amax(-1, keepdim=True).to(torch.float32).clamp(min=1e-12) / INT8_LARGEST
         codes = (x / scale).round().to(torch.int8)
-        if self.path == PLAIN:
-            # Exact: FP64 holds every sum of such integers. (Integer products exist on CPUs alone.)
-            sums = codes.to(torch.float64) @ self.codes.to(torch.float64)
-        else:
-            sums = torch._int_mm(codes, self.codes)
+        sums = operators.int8_product(codes, self.codes, plain=self.path == PLAIN)
         return (sums.to(torch.float32) * scale * self.scale).to(self.dtype)
 
 
@@ -131,14 +121,6 @@ def replace_linears(
     for parent, name, child in found:
         setattr(parent, name, make(child.weight.detach()))
     return len(found)
-
-
-def _exists(operator: str) -> bool:
-    return hasattr(torch.ops.aten, operator)
-
-
-def _on_cpu(weight: QuantizedWeight) -> bool:
-    return weight.packed.is_cpu
 
 
 def _require_row_scales(weight: QuantizedWeight) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from snippets.instruments import clock
 from snippets.instruments.device import KINDS, capabilities, pick
-from snippets.models import minilm
+from snippets.models import minilm, operators
 from snippets.models.quantized import pack_int4, quantize_groups_int4, quantize_rows_int8, unpack_int4
 
 # isort: split
@@ -256,8 +256,12 @@ def products(rows: int, device: torch.device) -> dict[str, Callable[[], Tensor]]
     a, b = (torch.randint(-4, 5, (n, INNER), generator=generator).float().to(device) for n in (rows, INNER))
     small = {name: (a.to(FLOATS[name]), b.to(FLOATS[name])) for name in ("FP32", "BF16", "FP16", "E4M3")}
     calls: dict[str, Callable[[], Tensor]] = {name: partial(torch.matmul, *pair) for name, pair in small.items()}
+    if operators.has_fp8(device):
+        one = torch.ones((), device=device)
+        eight = small["E4M3"][0], operators.column_major(small["E4M3"][1])
+        calls["E4M3"] = lambda: operators.fp8_product(*eight, one, one)
     codes = a.to(torch.int8), b.to(torch.int8)
-    calls["INT8"] = lambda: torch._int_mm(*codes)
+    calls["INT8"] = lambda: operators.int8_product(*codes)
     calls["INT8, general operator"] = lambda: codes[0] @ codes[1]
     return {name: call for name, call in calls.items() if _works(call)}
 

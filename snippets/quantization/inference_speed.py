@@ -28,7 +28,7 @@ from snippets.instruments import clock
 from snippets.instruments.datasheets import gpu_peak
 from snippets.instruments.device import cache_bytes, pick
 from snippets.instruments.roofline import LAUNCH_SECONDS, binding, predict_seconds
-from snippets.models import minilm, texts
+from snippets.models import minilm, operators, texts
 from snippets.models.encoder import encoder
 from snippets.models.products import DynamicInt8Linear, Int4Linear, Int8Linear
 from snippets.models.quantized import quantize_groups_int4, quantize_rows_int8
@@ -217,9 +217,9 @@ def device_best(scale: Scale, device: torch.device) -> tuple[float, dict[str, fl
     wide, square = (torch.ones(n, columns, device=device) for n in (rows, columns))
     narrow = (wide.to(torch.bfloat16), square.to(torch.bfloat16))
     calls: dict[str, Callable[[], object]] = {"fp32": lambda: wide @ square, "bf16": lambda: narrow[0] @ narrow[1]}
-    if device.type == "cpu":
-        codes = (wide.to(torch.int8), square.to(torch.int8))
-        calls["w8a8"] = lambda: torch._int_mm(*codes)
+    codes = (wide.to(torch.int8), square.to(torch.int8))
+    if operators.takes_int8(codes[1]):
+        calls["w8a8"] = lambda: operators.int8_product(*codes)
     taken = _timed({"read": buffer.sum, **calls}, scale.rounds, device)
     rates = {way: 2.0 * rows * columns**2 / taken.seconds(way) for way in calls}
     return buffer.nbytes / taken.seconds("read"), rates
@@ -295,7 +295,7 @@ def sweep(columns: int, sizes: Sequence[int], formats: Sequence[str], device: to
             rows = size // columns // (4 if name == "FP32" else 1)
             one: Callable[[], object] = partial(torch.mv, matrix[:rows], wide)
             if name == "INT8":
-                one = partial(_int8_product, x, codes[:rows], scales[:rows])
+                one = partial(operators.int8_weight_product, x, codes[:rows], scales[:rows])
             point, weights_once = (name, size), rows * columns
             repeats = max(1, 2**24 // weights_once)
             calls[point], once[point] = partial(_repeat, one, repeats), one
@@ -307,12 +307,6 @@ def sweep(columns: int, sizes: Sequence[int], formats: Sequence[str], device: to
 
 
 # --8<-- [end:sweep]
-
-
-def _int8_product(x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:
-    if x.is_cpu:
-        return torch.ops.aten._weight_int8pack_mm(x, codes, scales)
-    return (x @ codes.to(x.dtype).T) * scales
 
 
 def _repeat(one: Callable[[], object], repeats: int) -> None:

@@ -33,6 +33,7 @@ from snippets.models import fast_decoder as fast
 from snippets.models import smollm2, texts
 from snippets.models.compiled import NoCompilerError, compiled_whole, counted
 from snippets.models.decoder import KVCache, generate
+from snippets.models.operators import int8_product
 
 # --8<-- [end:imports]
 
@@ -405,7 +406,7 @@ def part_calls(one: Rung, batch: int) -> dict[str, clock.Call]:
     device, room = keys[0].device, keys[0].shape[2]
     inputs = [torch.randn(batch * new, layers[0][part]["codes"].shape[1], device=device) for part in PARTS]
     coded = [fast.quantized(x) for x in inputs]
-    sums = [torch._int_mm(codes, layers[0][part]["codes"].T) for (codes, _), part in zip(coded, PARTS, strict=True)]
+    sums = [int8_product(codes, layers[0][part]["codes"].T) for (codes, _), part in zip(coded, PARTS, strict=True)]
     scales = [(scale, layers[0][part]["scale"]) for (_, scale), part in zip(coded, PARTS, strict=True)]
     queries = torch.randn(batch, G.kv_heads, G.heads // G.kv_heads, new, G.head_dim, device=device)
     places = torch.arange(room - new, room, device=device)
@@ -414,9 +415,9 @@ def part_calls(one: Rung, batch: int) -> dict[str, clock.Call]:
     def products() -> None:
         for layer in layers:
             for (codes, _), part in zip(coded, PARTS, strict=True):
-                torch._int_mm(codes, layer[part]["codes"].T)
+                int8_product(codes, layer[part]["codes"].T)
         if batch > 1:  # of a prompt the head takes the last token alone
-            torch._int_mm(coded[0][0], one.weights["head"]["codes"].T)
+            int8_product(coded[0][0], one.weights["head"]["codes"].T)
 
     def attention() -> None:
         for layer_keys, layer_values in zip(keys, values, strict=True):

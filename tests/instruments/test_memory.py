@@ -73,7 +73,7 @@ def test_containers_are_walked():
     assert storage_bytes([]) == 0
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta", "ignore:Sparse invariant checks")
 def test_sparse_tensors_count_their_indices():
     dense = torch.eye(8)
     assert storage_bytes(dense.to_sparse()) == 2 * 8 * 8 + 8 * 4

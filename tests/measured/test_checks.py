@@ -9,6 +9,7 @@ import pytest
 from nbformat.v4 import new_output
 
 from measured import checks
+from measured.values import SERIES_MIME, VALUES_MIME
 
 D = "data-class=D"
 
@@ -428,3 +429,108 @@ def test_a_chart_that_nobody_can_read_is_found(changed: dict, told: str) -> None
     }
     found = [what for _, what, _ in checks._chart_readable({**bundle, **changed})]
     assert told in " ".join(found) if told else found == []
+
+
+# Contributed recordings.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "/home/ann/measured",
+        "/Users/ann",
+        "C:\\Users\\ann\\x.py",
+        "/root/.cache/x",
+        "/private/var/x",
+        "/tmp/tmpabc/x",
+        "ann.b+c@example.org",
+        "ann@box:~/measured$",
+    ],
+)
+@pytest.mark.parametrize("place", ["output", "label", "source"])
+def test_a_recording_tells_nothing_of_whoever_made_it(mini, text: str, place: str) -> None:
+    book = mini.book()
+    if place == "output":
+        code = next(cell for cell in book.cells if cell.cell_type == "code")
+        code.outputs.append(new_output("stream", name="stdout", text=f"read {text}\n"))
+    elif place == "label":
+        book.metadata["measured"]["machine"]["label"] = f"box, {text}"
+    else:
+        book.cells[1].source += f"\n# {text}"
+    mini.write_book(book, rehash=True)
+    found = [p for p in mini.problems() if "which tells whose machine it was" in p]
+    assert len(found) == 1 and text[:8] in found[0] and "record again" in found[0], mini.problems()
+
+
+def test_this_machine_s_name_and_folders_are_private(mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks.socket, "gethostname", lambda: "ann-laptop.local")
+    monkeypatch.setattr(checks.Path, "home", lambda: checks.Path("/srv/ann"))
+    assert mini.problems() == []
+    book = mini.book()
+    book.metadata["measured"]["machine"]["label"] = "ann-laptop.local"
+    book.metadata["measured"]["note"] = f"/srv/ann/x and {mini.root}/y"
+    mini.write_book(book, rehash=True)
+    found = "\n".join(mini.problems())
+    assert all(f"“{each}”" in found for each in ("ann-laptop.local", "/srv/ann", str(mini.root)))
+
+
+def test_what_looks_like_an_address_and_is_none_passes(mini) -> None:
+    book = mini.book()
+    book.metadata["measured"]["note"] = "x@w.mean(0), a @ b.T, @torch.inference_mode(), https://x.org/home/a, 5 @ 2"
+    mini.write_book(book, rehash=True)
+    assert mini.problems() == []
+
+
+H100 = {"kind": "cuda", "name": "NVIDIA H100 80GB HBM3", "capabilities": ["cuda", "cuda-bf16"], "cores": 16}
+CPU = {"kind": "cpu", "name": "Some CPU", "capabilities": ["cpu", "avx2"], "cores": 2}
+
+
+def add_value(values: dict, name: str, rate: float) -> None:
+    """Put one more value into a recorded bundle."""
+    values["values"][name] = rate
+    values["names"].append(name)
+
+
+@pytest.mark.parametrize(
+    ("machine", "name", "rate", "broken"),
+    [
+        (H100, "read_bytes_per_second", 3.36e12, True),
+        (H100, "read_bytes_per_second", 3.34e12, False),
+        (H100, "product_flops_per_second", 1.98e15, True),
+        (H100, "product_flops_per_second", 1.97e15, False),
+        (H100, "bf16_flops_per_second", 1.1e15, True),
+        (H100, "bf16_flops_per_second", 0.98e15, False),
+        (H100, "speed_tokens_per_second", 1e18, False),
+        ({**H100, "name": "NVIDIA Z9000"}, "read_bytes_per_second", 1e18, False),
+        (CPU, "bf16_flops_per_second", 1e13, True),
+        (CPU, "bf16_flops_per_second", 1e11, False),
+        (CPU, "read_bytes_per_second", 1e14, True),
+    ],
+)
+@pytest.mark.parametrize("kind", ["value", "series"])
+def test_a_rate_beyond_the_declared_peak_is_a_broken_measurement(
+    mini, bundle, kind: str, machine: dict, name: str, rate: float, broken: bool
+) -> None:
+    book = mini.book()
+    book.metadata["measured"]["machine"].update(machine)
+    if kind == "value":
+        add_value(bundle(book, VALUES_MIME, lambda b: b["class"] == "H"), name, rate)
+    else:
+        bundle(book, SERIES_MIME, lambda b: b["class"] in "RH")["columns"][name] = [1.0, rate]
+    mini.write_book(book, rehash=True)
+    found = [p for p in mini.problems() if "is declared to reach" in p]
+    assert len(found) == broken and all(name in p and "record again" in p for p in found), mini.problems()
+
+
+def test_a_rate_by_datasheet_may_be_another_device_s(mini, bundle) -> None:
+    book = mini.book()
+    add_value(bundle(book, VALUES_MIME, lambda b: b["class"] == "D"), "h100_bytes_per_second", 1e18)
+    mini.write_book(book, rehash=True)
+    assert not [p for p in mini.problems() if "is declared to reach" in p]
+
+
+def test_another_machine_s_recording_is_held_to_the_same(mini) -> None:
+    path = mini.root / "recordings" / "one-thread" / "kv_cache" / "sample.ipynb"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("This machine, one thread", "ann@example.org"), encoding="utf-8")
+    assert [p for p in mini.problems() if "one-thread: the recording holds “ann@example.org”" in p]

@@ -9,8 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from measured import project, recorder, recording, rerun
@@ -201,6 +204,80 @@ def test_ctrl_c_keeps_what_is_done(mini) -> None:
     assert not recording.path_of(second, "here").exists() and not leftovers(mini.root)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is sent the POSIX way")
+def test_a_killed_recorder_resumes_and_loses_nothing_finished(mini, own_timing_lock: Path) -> None:
+    flag, runs = mini.root / "second-runs", mini.root / "first-ran"
+    first = add_page(mini, "first", f'record("D", one_bytes=1)\nopen({str(runs)!r}, "a").write("once ")')
+    wait = f"import pathlib, time\nif not pathlib.Path({str(flag)!r}).exists():\n"
+    wait += f"    pathlib.Path({str(flag)!r}).touch()\n    time.sleep(60)"
+    second = add_page(mini, "second", f'record("D", one_bytes=1)\n{wait}')
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "measured", "record", first, second],
+        cwd=mini.root,
+        env={**os.environ, "MEASURED_ROOT": str(mini.root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    wait_for(flag.exists)
+    kernels = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    path = recording.path_of(first, "here")
+    finished, half = path.read_bytes(), path.with_name(f".{path.name}.{killed.pid}.tmp")
+    half.write_text('{"cells": [', encoding="utf-8")  # as if it had been killed while it wrote
+    assert [p for p in own_timing_lock.glob("measured-*") if p.is_dir()], "its sockets lie there still"
+
+    done = mini.run("record", first, second)
+    assert done.returncode == 0 and f"recorded {second}" in done.stdout, done.stdout + done.stderr
+    assert f"recorded {first}" not in done.stdout and runs.read_text() == "once "
+    assert path.read_bytes() == finished and recording.path_of(second, "here").is_file()
+    assert not leftovers(mini.root) and not [p for p in own_timing_lock.glob("measured-*") if p.is_dir()]
+    assert not psutil.wait_procs(kernels, timeout=20)[1], "a kernel outlived its recorder"
+
+
+def test_a_page_over_its_budget_is_stopped_and_the_others_go_on(mini, quick: None) -> None:
+    slow = add_page(mini, "slow", "import time\ntime.sleep(60)\nrecord('D', one_bytes=1)")
+    path = recording.path_of(slow, "here")
+    path.write_text("old", encoding="utf-8")
+    fast = add_page(mini, "fast", 'record("D", one_bytes=1)')
+    started = time.monotonic()
+    done = command("record", "--force", slow, fast, "--budget", "5")
+    assert done.exit_code == 1 and time.monotonic() - started < 30
+    assert f"docs/{slow}.md: stopped after its budget of 5 s" in done.output
+    assert f"1 of 2 pages failed, their old recordings are whole: {slow}" in done.output
+    assert f"recorded {fast}" in done.output and path.read_text() == "old" and not leftovers(mini.root)
+
+
+def test_when_time_is_up_it_says_what_is_left_and_how_to_go_on(mini, quick: None) -> None:
+    fast = add_page(mini, "fast", 'record("D", one_bytes=1)')
+    slow = add_page(mini, "slow", "import time\ntime.sleep(60)\nrecord('D', one_bytes=1)")
+    last = add_page(mini, "unstarted", 'record("D", one_bytes=1)')
+    done = command("record", fast, slow, last, "--machine", "here", "--total", "6")
+    assert done.exit_code == 3, done.output
+    assert f"recorded {fast}" in done.output and f"2 of 3 pages are left: {slow}, {last}" in done.output
+    assert f"resume: measured record {fast} {slow} {last} --machine here --total 6" in done.output
+    assert not recording.path_of(slow, "here").exists() and not leftovers(mini.root)
+
+
+def test_what_was_forced_and_is_done_is_not_forced_again(mini, quick: None) -> None:
+    slow = add_page(mini, "slow", "import time\ntime.sleep(60)\nrecord('D', one_bytes=1)")
+    done = command("record", "--force", "kv_cache/sample", slow, "--total", "6")
+    assert done.exit_code == 3 and f"resume: measured record {slow} --force --total 6" in done.output
+
+
+def test_cheap_pages_come_first_where_time_is_short(mini) -> None:
+    book = mini.book()
+    book.metadata["measured"]["seconds"] = 0.1
+    mini.write_book(book)
+    new = add_page(mini, "another", 'record("D", one_bytes=1)')
+    assert recorder.cheapest_first([new, "kv_cache/index", "kv_cache/sample"]) == [
+        "kv_cache/sample",
+        "kv_cache/index",
+        new,
+    ]
+
+
 def test_a_kernel_has_its_machine_s_threads_and_leaves_no_file_behind(mini, own_timing_lock: Path) -> None:
     name = add_page(
         mini, "other", 'import os\nrecord("D", one_bytes=1, threads_count=int(os.environ["OMP_NUM_THREADS"]))'
@@ -241,6 +318,19 @@ def test_a_new_machine_is_entered_with_its_label_and_threads(mini) -> None:
     assert recording.machine_table(project.root())["my-laptop"]["label"] == "My laptop"
     assert machine_for("my-laptop", None, None) == made
     assert set(recording.machine_table(project.root())) == {"here", "one-thread", "my-laptop"}
+
+
+def test_a_machine_with_a_gpu_is_entered_by_the_gpu_s_name(mini, monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=85 * 10**9, major=9, minor=0, L2_cache_size=2**20)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    made = machine_for("h100", None, None)
+    entry = recording.machine_table(project.root())["h100"]
+    assert made.label == entry["label"] == entry["processor"] == gpu.name
+    assert machine_for("h100", None, None) == made
+    gpu.name = "NVIDIA A100-SXM4-80GB"
+    with pytest.raises(RecordError, match="machine 'h100' is a NVIDIA H100 80GB HBM3, this is a NVIDIA A100-SXM4-80GB"):
+        machine_for("h100", None, None)
 
 
 def test_a_misspelt_machine_is_no_new_one(mini) -> None:

@@ -75,11 +75,24 @@ def test_the_table_has_each_claim_its_check_and_its_state(mini) -> None:
     done = invoke(NAME)
     assert done.exit_code == 0 and "How big is a box?" in done.output
     rows = [[cell.strip() for cell in re.split("[│|]", row)[1:-1]] for row in done.output.splitlines() if "│" in row]
-    assert ["at most 0.6×", "T", "mean_ratio <= 0.6", "0.5", "0.5", "holds"] in rows
-    assert ["120 bytes", "D", "box_bytes == 120", "120", "120", "not applicable here: needs abacus"] in rows
-    assert ["under 10 ms", "H", "step_seconds < 0.01", "–", "0.002", "on the page only"] in rows
+    assert ["at most 0.6×", "T", "mean_ratio <= 0.6", "0.5", "0.5", "–", "holds"] in rows
+    assert ["120 bytes", "D", "box_bytes == 120", "120", "120", "–", "not applicable here: needs abacus"] in rows
+    assert ["under 10 ms", "H", "step_seconds < 0.01", "–", "0.002", "–", "on the page only"] in rows
     assert f"{NAME}: 4 holds, 1 not applicable, 1 on the page only" in done.output
     assert "seconds" not in [row[-1] for row in rows], "one page needs no summary"
+
+
+def test_predictions_for_this_kind_of_machine_stand_beside_what_it_measures(mini, monkeypatch) -> None:
+    here = {"kind": "accelerator", "name": "NVIDIA H100 80GB HBM3", "threads": 1, "torch": "", "capabilities": []}
+    monkeypatch.setattr(run, "machine", lambda options: here)
+    done = invoke(NAME)
+    rows = [[cell.strip() for cell in re.split("[│|]", row)[1:-1]] for row in done.output.splitlines() if "│" in row]
+    assert ["at least 2×", "R", "speed_ratio >= 2", "4", "4", "4", "holds"] in rows
+    assert "predicted for H100 SXM" in " ".join(done.output.split())
+    (page,) = json.loads(invoke(NAME, "--json").stdout)["pages"]
+    predicted = {claim["id"]: claim["predicted"] for claim in page["claims"]}
+    assert page["predicted_for"] == "H100 SXM" and predicted["box-speed"] == {"speed_ratio": 4.0}
+    assert predicted["box-step"] == {} and predicted["box-bytes"] == {}
 
 
 def test_a_gated_claim_that_fails_exits_one(mini) -> None:

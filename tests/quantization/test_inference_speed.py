@@ -121,7 +121,9 @@ def test_sizes_reach_from_the_second_level_beyond_the_last() -> None:
 @pytest.mark.timing
 def test_the_sweep_multiplies_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(snippet, "_int8_product", lambda x, codes, scales: seen.append((codes.numel(), len(scales))))
+    monkeypatch.setattr(
+        snippet.operators, "int8_weight_product", lambda x, codes, scales: seen.append((codes.numel(), len(scales)))
+    )
     found = snippet.sweep(1024, [2**20, 2**21], ("FP32", "INT8"), CPU, 3)
     assert {count for count, _ in seen} == {2**20, 2**21}
     assert all(rows * 1024 == count for count, rows in seen)

@@ -15,6 +15,7 @@ let cards = []
 let units = {} // dimension → unit → factor
 let unitless = [] // dimensions whose unit the question says
 let own = root.dataset.page ?? "" // the page whose cards alone are asked
+let evening = 0 // minutes of a round that the address asks for
 let round = null // null while nothing is asked
 let current = null
 
@@ -48,6 +49,7 @@ function home(told = "") {
     )
   }
   if (own) return begin(new Round(cards.filter((card) => card.page === own)))
+  if (evening) return begin(tonight(cards, evening, new Date()))
   const now = new Date()
   const rows = Object.entries(TOPICS).map(([topic, title]) => {
     const own = cards.filter((card) => card.topic === topic)
@@ -311,12 +313,13 @@ addEventListener("storage", (event) => event.key === store.key && !round && !goi
 try {
   const found = await fetch(new URL("cards.json", import.meta.url))
   ;({ cards, units, unitless } = await found.json())
-  const asked = new URLSearchParams(location.search).get("page")
-  if (!own && cards.some((card) => card.page === asked)) {
-    own = asked
-    home()
-    own = ""
-  } else home()
+  const asked = new URLSearchParams(location.search)
+  const inPlace = own
+  if (!own && cards.some((card) => card.page === asked.get("page"))) own = asked.get("page")
+  evening = Math.max(0, Number(asked.get("tonight")) || 0)
+  home()
+  own = inPlace
+  evening = 0
 } catch (error) {
   show(false, element("p", {}, `The cards could not be loaded (${error.message}). Serve the site: make serve.`))
 }

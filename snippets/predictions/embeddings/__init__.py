@@ -1,0 +1,1 @@
+"""Predictions for the pages of one topic."""
