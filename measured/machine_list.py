@@ -13,7 +13,7 @@ from measured.page import read_page
 from measured.recording import Recording
 
 _ROW = 22  # height of a page's row in the overview, in the drawing's units
-_LEFT, _WIDTH = 250, 640
+_LEFT, _WIDTH = 300, 690
 
 
 @dataclass(frozen=True)

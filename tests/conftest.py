@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
+
+# Consoles take their width when they are made: that of whoever runs the tests must not wrap what tests read.
+os.environ["COLUMNS"] = "200"
 
 
 @pytest.fixture(scope="session", autouse=True)

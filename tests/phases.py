@@ -45,10 +45,10 @@ def phases() -> list[Phase]:
         Phase("format", [PYTHON, "-m", "ruff", "format", "--check", "."]),
         Phase("types", [PYTHON, "-m", "mypy"]),
         Phase("pages, static", [PYTHON, "-m", "measured", "check"]),
-        Phase("unit tests", [PYTHON, "-m", "pytest", "tests", *unit]),
+        # Nothing there is timed: a process for each of two cores, a file in one of them, since fixtures are a file's.
+        Phase("unit tests", [PYTHON, "-m", "pytest", "tests", *unit, "--numprocesses=2", "--dist=loadfile"]),
         Phase("models and timing", [PYTHON, "-m", "pytest", "tests", *heavy], fast=False),
         Phase("recordings, run again", [PYTHON, "-m", "measured", "nbval"], fast=False),
-        # Nothing there is timed: a process for each of two cores.
         Phase("site and browser", [PYTHON, "-m", "pytest", "tests/site", "--numprocesses=2"], fast=False),
     ]
 

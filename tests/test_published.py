@@ -89,7 +89,7 @@ def test_what_the_publisher_adds_reaches_the_site(tmp_path: Path) -> None:
 def test_the_form_asks_for_what_a_page_fills_in() -> None:
     form = yaml.safe_load(FORM.read_text(encoding="utf-8"))
     fields = {part["id"] for part in form["body"] if "id" in part}
-    script = (ROOT / "docs" / "assets" / "measured.js").read_text(encoding="utf-8")
+    script = (ROOT / "docs" / "assets" / "evidence.js").read_text(encoding="utf-8")
     assert {"page", "claim", "machine", "versions"} <= fields
     assert FORM.name in script
     for name in ("page", "claim", "machine", "versions"):
