@@ -136,12 +136,20 @@ def _overview(values: Sequence[Compared]) -> str:
     title = f"Each value as a multiple of that on {labels[project.primary_machine()]}"
     legend = ", ".join(html.escape(labels[machine]) for machine in machines)
     middle = {m: median(each.ratios[m] for each in values if m in each.ratios) for m in machines}
+    heads = "".join(f"<th>{html.escape(labels[machine])}</th>" for machine in machines)
+    rows = [
+        f"<tr><th>{html.escape(each.page)}</th><td>{html.escape(each.name)}</td>"
+        f"{''.join(f'<td>{each.ratios[m]:.2f}×</td>' if m in each.ratios else '<td>–</td>' for m in machines)}</tr>"
+        for each in values
+    ]
     told = "; ".join(f"{labels[m]}: median {value:.2f} times" for m, value in middle.items())
     return (
         f'<figure class="ma-chart ma-overview"><figcaption>{html.escape(title)}; dots: {legend}</figcaption>'
         f'<div class="ma-drawing" tabindex="0" role="region" aria-label="{html.escape(title)}">'
         f'<svg role="img" aria-label="{html.escape(f"{title}. {told}")}" viewBox="0 0 {_WIDTH} {height}">'
-        f"{''.join(marks)}</svg></div></figure>\n"
+        f"{''.join(marks)}</svg></div><details><summary>Data table</summary><table>"
+        f"<thead><tr><th>page</th><th>value</th>{heads}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table></details></figure>\n"
     )
 
 
