@@ -266,7 +266,7 @@ def test_a_setting_travels_in_the_address(visitor: Any) -> None:
     page.get_by_label("Cards (tensor parallel)").fill("2")
     page.get_by_label("KV cache in").select_option("fp8")
     page.locator(".ma-calc summary").click()
-    page.get_by_label("Layers").fill("79")
+    page.get_by_role("textbox", name="Layers").fill("79")
     before, address = shown_sizes(page), page.url
     assert "users=" not in address and "layers=79" in address
     other = visitor().page
