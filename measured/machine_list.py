@@ -144,7 +144,8 @@ def _overview(values: Sequence[Compared]) -> str:
     ]
     told = "; ".join(f"{labels[m]}: median {value:.2f} times" for m, value in middle.items())
     return (
-        f'<figure class="ma-chart ma-overview"><figcaption>{html.escape(title)}; dots: {legend}</figcaption>'
+        '<figure class="ma-chart ma-overview" data-search-exclude>'
+        f"<figcaption>{html.escape(title)}; dots: {legend}</figcaption>"
         f'<div class="ma-drawing" tabindex="0" role="region" aria-label="{html.escape(title)}">'
         f'<svg role="img" aria-label="{html.escape(f"{title}. {told}")}" viewBox="0 0 {_WIDTH} {height}">'
         f"{''.join(marks)}</svg></div><details><summary>Data table</summary><table>"
@@ -174,7 +175,8 @@ def _bars(page: str, values: Sequence[Compared]) -> str:
             )
     question = html.escape(read_page(page).heading[0])
     return (
-        f'<details class="ma-compared" id="{page.replace("/", "-").replace("_", "-")}"><summary>{question}</summary>'
+        f'<details class="ma-compared" data-search-exclude id="{page.replace("/", "-").replace("_", "-")}">'
+        f"<summary>{question}</summary>"
         f'<p><a href="{page}.html">The page</a></p><div class="ma-table" tabindex="0" role="region" '
         f'aria-label="{question}"><table><tbody>{"".join(rows)}</tbody></table></div></details>\n'
     )

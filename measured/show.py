@@ -31,9 +31,9 @@ def show_outputs(index: int, found: Sequence[Recording]) -> str:
         return ""
     if len({_cell(index, each, "") for each in found}) == 1:  # Counts, mostly: the same wherever they were taken.
         same = '<p class="ma-same">The same on every machine recorded.</p>' if len(found) > 1 else ""
-        return f'<div class="ma-out" data-cell="{index}">{shown[0][1]}{same}</div>'
+        return f'<div class="ma-out" data-cell="{index}" data-search-exclude>{shown[0][1]}{same}</div>'
     if len(shown) == 1:
-        return f'<div class="ma-out" data-cell="{index}">{shown[0][1]}</div>'
+        return f'<div class="ma-out" data-cell="{index}" data-search-exclude>{shown[0][1]}</div>'
     group = f"__ma_{index}"
     inputs, labels, blocks = [], [], []
     for number, (label, markup) in enumerate(shown, 1):
@@ -42,7 +42,7 @@ def show_outputs(index: int, found: Sequence[Recording]) -> str:
         labels.append(f'<label for="{group}_{number}">{html.escape(label)}</label>')
         blocks.append(f'<div class="tabbed-block">{markup}</div>')
     return (
-        f'<div class="ma-out" data-cell="{index}">'
+        f'<div class="ma-out" data-cell="{index}" data-search-exclude>'
         f'<div class="tabbed-set tabbed-alternate" data-tabs="{index + 1}:{len(shown)}">'
         f'{"".join(inputs)}<div class="tabbed-labels">{"".join(labels)}</div>'
         f'<div class="tabbed-content">{"".join(blocks)}</div></div></div>'
